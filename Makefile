@@ -1,0 +1,47 @@
+# Everything that a fresh machine with Python 3.10+ needs: each target makes the environment that it uses.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+REAL ?= ../shared/real
+
+.PHONY: demo test check bench real weights clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	@touch $@
+
+demo: $(VENV)/.user   ## the main job on the planted world, offline: a table, and pictures in demo/
+	$(BIN)/clip-lens demo --out demo
+
+test: $(VENV)/.test   ## every test and doctest
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev   ## ruff, types, tests, doctests, documentation
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/.dev   ## ratios against the named alternatives, written into docs/results.md
+	$(BIN)/python -m benchmarks.forward
+	$(BIN)/python -m benchmarks.attribution
+	$(BIN)/python -m benchmarks.planted
+
+real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the folder with its weights script and photos
+	$(BIN)/python -m benchmarks.real_clip --data $(REAL)
+
+weights: $(VENV)/.dev ## trains the planted world's CLIP and SAEs again, as they ship for seed 0
+	$(BIN)/python -m clip_lens_ext.planted.train --seed 0 --out clip_lens_ext/planted/weights
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,268 @@
+"""The samples that activate each latent most, found in one streaming pass.
+
+A sample's activation of a latent is its greatest over the SAE's tokens, and the top `k` samples of every latent are
+kept, greatest first; ties go to the sample that came first. Only positive activations count. Codes are sparse and what
+is kept is `[d_sae k]`, so memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens import SAE
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from clip_lens_ext.data import Preprocess, Skipped, image_batches
+from clip_lens_ext.errors import InputError
+from clip_lens_ext.provenance import versions
+from clip_lens_ext.saes.codes import SparseCodes, encode
+from clip_lens_ext.towers.positions import TokenScope
+from clip_lens_ext.towers.tower import HookedTower
+
+
+class LatentReferences(NamedTuple):
+    """The references of one latent, greatest activation first; tensors `[reference]`, none of them padded."""
+
+    sample: Tensor
+    activation: Tensor
+    position: Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """The top `k` samples of every latent.
+
+    Attributes:
+        sample: which sample, `[d_sae k]`, counting the readable ones in order; -1 where a latent has fewer than `k`.
+        activation: its activation, in the SAE's units, `[d_sae k]`; 0 where there is no sample.
+        position: token of the tower's sequence at which it is reached, the first if several, `[d_sae k]`; -1 where
+            there is no sample or no token axis.
+        n_samples: readable samples of the pass.
+        names: one per readable sample.
+        indexes: position of each readable sample in the data, counting those that were skipped, `[n_samples]`.
+        hook_name, token_scope: where the SAE reads.
+        skipped: what could not be read.
+        latents: those that were collected, sorted; None means all.
+        provenance: model, SAE hash, data fingerprint, versions.
+    """
+
+    sample: Tensor
+    activation: Tensor
+    position: Tensor
+    n_samples: int
+    names: tuple[str, ...]
+    indexes: Tensor
+    hook_name: str
+    token_scope: str
+    skipped: tuple[Skipped, ...]
+    latents: Tensor | None
+    provenance: dict[str, Any]
+
+    @property
+    def k(self) -> int:
+        """How many samples are kept for each latent."""
+        return self.sample.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents of the SAE."""
+        return self.sample.shape[0]
+
+    def __repr__(self) -> str:
+        found = int((self.sample[:, 0] >= 0).sum())
+        return (f"References(top {self.k} of {self.n_samples} samples, {found} of {self.d_sae} latents active, "
+                f"{self.hook_name}, {self.token_scope} tokens)")
+
+    def of(self, latent: int) -> LatentReferences:
+        """The references of one latent, without padding; empty where no sample activates it.
+
+        Raises:
+            InputError: there is no such latent, or it was not collected.
+        """
+        if not 0 <= latent < self.d_sae:
+            raise InputError(f"latents are 0 to {self.d_sae - 1}, got {latent}")
+        if self.latents is not None and latent not in self.latents:
+            raise InputError(f"latent {latent} was not collected: collect_references was asked for {len(self.latents)} "
+                             f"of {self.d_sae} latents")
+        filled = self.sample[latent] >= 0
+        sample = self.sample[latent][filled]
+        names = tuple(self.names[i] for i in sample.tolist())
+        return LatentReferences(sample, self.activation[latent][filled], self.position[latent][filled], names)
+
+    def merge(self, other: References) -> References:
+        """The references of both passes, as one pass over this data followed by the other's would give them.
+
+        Args:
+            other: of the same model, SAE, tokens, `k` and latents. Its sample `i` becomes `i + self.n_samples`.
+
+        Raises:
+            InputError: the two were not collected in the same way.
+        """
+        mine, theirs = self._settings(), other._settings()
+        if mine != theirs:
+            differ = ", ".join(f"{key} {mine[key]!r} and {theirs[key]!r}" for key in mine if mine[key] != theirs[key])
+            raise InputError(f"these references cannot be merged, they differ in {differ}")
+        n_read = self.n_samples + len(self.skipped)
+        shifted = torch.where(other.sample >= 0, other.sample + self.n_samples, -1)
+        activation, sample, position = _greatest(
+            torch.cat([self.activation, other.activation], dim=1), torch.cat([self.sample, shifted], dim=1),
+            torch.cat([self.position, other.position], dim=1), self.k,
+        )
+        both = "+".join(str(one.provenance["data_fingerprint"]) for one in (self, other))
+        return References(
+            sample, activation, position, self.n_samples + other.n_samples, self.names + other.names,
+            torch.cat([self.indexes, other.indexes + n_read]), self.hook_name, self.token_scope,
+            self.skipped + other.skipped, self.latents, {**self.provenance, "data_fingerprint": both},
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "hook_name": self.hook_name, "token_scope": self.token_scope, "d_sae": self.d_sae, "k": self.k,
+            "model": self.provenance["model"], "sae_sha256": self.provenance["sae_sha256"],
+            "latents": None if self.latents is None else self.latents.tolist(),
+        }
+
+
+def collect_references(
+    tower: HookedTower,
+    data: Any,
+    sae: SAE,
+    *,
+    k: int = 20,
+    hook_name: str | None = None,
+    token_scope: TokenScope | None = None,
+    latents: Sequence[int] | Tensor | None = None,
+    preprocess: Preprocess | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> References:
+    """The `k` samples that activate each latent most, in one pass over the data.
+
+    Args:
+        tower: the tower that the SAE belongs to.
+        data: samples, as `clip_lens_ext.data.image_batches` takes them: a folder, a tensor, a data set, ...
+        sae: the SAE.
+        k: how many samples to keep for each latent.
+        hook_name, token_scope: instead of the SAE's own.
+        latents: only these; None: all.
+        preprocess: PIL picture to tensor, for data of files or PIL pictures (`clip.preprocess`).
+        batch_size: samples in a batch; the result does not depend on it, save for rounding in the tower.
+        progress: draw a bar.
+
+    Returns:
+        `References`, with every tensor on the CPU. What could not be read is in `skipped`.
+
+    Raises:
+        HookNameError: the tower has no such hook.
+        InputError: `k` or a latent is out of range, the SAE does not fit, or no sample can be read.
+
+    Example:
+        >>> import clip_lens_ext as cle
+        >>> clip, sae, world = cle.planted_clip(), cle.planted_sae(), cle.PlantedWorld(0)
+        >>> pixels = cle.planted.normalise(world.sample(6, seed=0, split="test").images)
+        >>> references = collect_references(clip.vision, pixels, sae, k=3, progress=False)
+        >>> references.sample.shape, references.n_samples
+        (torch.Size([1024, 3]), 6)
+        >>> best = references.of(int(references.activation[:, 0].argmax()))
+        >>> bool((best.activation.diff() <= 0).all())
+        True
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(f"k must be a positive integer, got {k!r}")
+    d_sae = sae.cfg.d_sae
+    wanted = None if latents is None else _wanted(latents, d_sae)
+    batches = image_batches(data, preprocess=preprocess, batch_size=batch_size)
+    top = _TopSamples(d_sae, k, wanted)
+    names: list[str] = []
+    indexes: list[int] = []
+    scope = ""
+    with tqdm(total=batches.n_samples, desc="reference images", unit="image", disable=not progress) as bar:
+        for batch in batches:
+            cfg = tower.cfg
+            x = batch.pixels.to(cfg.device)
+            x = x.to(cfg.dtype) if x.is_floating_point() else x
+            codes = encode(tower, x, sae, hook_name=hook_name, token_scope=token_scope)
+            top.update(codes, first=len(names))
+            hook_name, scope = codes.hook_name, codes.token_scope
+            names += batch.names
+            indexes += batch.indexes
+            bar.update(len(batch.names))
+            if batches.skipped:
+                bar.set_postfix(skipped=len(batches.skipped))
+    metadata = sae.cfg.metadata
+    provenance = {"model": tower.cfg.model_name, "sae_sha256": metadata.sha256, "sae_format": metadata.format,
+                  "data_fingerprint": batches.fingerprint, "versions": versions()}
+    return References(top.sample, top.activation, top.position, len(names), tuple(names), torch.tensor(indexes),
+                      str(hook_name), scope, tuple(batches.skipped), wanted, provenance)
+
+
+def _wanted(latents: Sequence[int] | Tensor, d_sae: int) -> Tensor:
+    wanted = torch.as_tensor(latents).cpu()
+    if wanted.dim() != 1 or wanted.numel() == 0 or wanted.is_floating_point() or wanted.dtype is torch.bool:
+        raise InputError("latents must be a list of at least one integer")
+    wanted = wanted.long().unique()
+    if int(wanted[0]) < 0 or int(wanted[-1]) >= d_sae:
+        raise InputError(f"latents are 0 to {d_sae - 1}, got {int(wanted[0])} to {int(wanted[-1])}")
+    return wanted
+
+
+class _TopSamples:
+    """The running top `k` of every latent, `[d_sae k]` on the CPU."""
+
+    def __init__(self, d_sae: int, k: int, wanted: Tensor | None) -> None:
+        self.k = k
+        self.sample = torch.full((d_sae, k), -1)
+        self.activation = torch.zeros(d_sae, k)
+        self.position = torch.full((d_sae, k), -1)
+        self._keep = None if wanted is None else torch.zeros(d_sae, dtype=torch.bool).index_fill(0, wanted, True)
+
+    def update(self, codes: SparseCodes, first: int) -> None:
+        """Take in the codes of a batch whose first sample has number `first`."""
+        sample, latent, activation, position = _peaks(codes, self._keep)
+        if len(sample) == 0:
+            return
+        # Greatest first within each latent; both sorts are stable, so equal ones stay in the order of samples.
+        order = activation.argsort(descending=True, stable=True)
+        order = order[latent[order].argsort(stable=True)]
+        sample, latent, activation, position = (column[order] for column in (sample, latent, activation, position))
+        found, row, count = latent.unique_consecutive(return_inverse=True, return_counts=True)
+        place = torch.arange(len(latent)) - (count.cumsum(0) - count)[row]
+        kept = place < self.k
+        row, place = row[kept], place[kept]
+        width = int(place.max()) + 1
+        new_sample, new_position = (torch.full((len(found), width), -1) for _ in range(2))
+        new_activation = torch.zeros(len(found), width)
+        new_sample[row, place] = sample[kept] + first
+        new_activation[row, place] = activation[kept]
+        new_position[row, place] = position[kept]
+        self.activation[found], self.sample[found], self.position[found] = _greatest(
+            torch.cat([self.activation[found], new_activation], dim=1),
+            torch.cat([self.sample[found], new_sample], dim=1),
+            torch.cat([self.position[found], new_position], dim=1), self.k,
+        )
+
+
+def _peaks(codes: SparseCodes, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each (sample, latent) pair with a positive activation, sorted by sample: its greatest activation, and where."""
+    positions = codes.position.to(codes.token.device)[codes.sample, codes.token]
+    chosen = codes.value > 0
+    if keep is not None:
+        chosen &= keep.to(chosen.device)[codes.latent]
+    keys, pair = torch.unique(codes.sample[chosen] * codes.d_sae + codes.latent[chosen], return_inverse=True)
+    value, positions = codes.value[chosen].float(), positions[chosen]
+    activation = value.new_zeros(len(keys)).scatter_reduce_(0, pair, value, "amax")
+    at_peak = value == activation[pair]
+    position = positions.new_full((len(keys),), torch.iinfo(positions.dtype).max)
+    position.scatter_reduce_(0, pair[at_peak], positions[at_peak], "amin")
+    return (keys // codes.d_sae).cpu(), (keys % codes.d_sae).cpu(), activation.cpu(), position.cpu()
+
+
+def _greatest(activation: Tensor, sample: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `k` greatest of each row; equal ones in the order in which they stand. Padding has activation 0."""
+    order = activation.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return activation.gather(1, order), sample.gather(1, order), position.gather(1, order)

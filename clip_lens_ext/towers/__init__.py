@@ -1,0 +1,8 @@
+"""A CLIP model as two hooked towers."""
+
+from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.config import TowerConfig
+from clip_lens_ext.towers.load import load_clip
+from clip_lens_ext.towers.tower import HookedTower
+
+__all__ = ["HookedCLIP", "HookedTower", "TowerConfig", "load_clip"]

@@ -1,0 +1,140 @@
+"""Exact ablation is the difference of two runs of the whole model, for every active latent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from oracles.attribution import each
+from oracles.saes import KINDS, build_sae
+from oracles.sites import IDS, SITES, Site, make
+from torch import Tensor
+
+from clip_lens_ext.attribution import (
+    attribution_patching,
+    direction_target,
+    exact_ablation,
+    open_site,
+)
+from clip_lens_ext.errors import InputError
+from clip_lens_ext.towers import HookedTower
+
+MIDDLE = ("vision", "plain", "blocks.0.hook_resid_post", "patches", 48)
+
+
+def by_hooks(tower: HookedTower, x: Tensor, sae: Any, target: Any, latent: int, *, kept: bool) -> Tensor:
+    """The difference with the SAE spliced in and the latent zeroed by a hook, the model run from its input."""
+
+    def zero(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        value[..., latent] = 0
+        return value
+
+    with torch.no_grad(), tower.saes(sae, use_error_term=kept):
+        hook = f"{next(iter(tower.acts_to_saes))}.hook_sae_acts_post"
+        return target(tower(x)) - target(tower.run_with_hooks(x, fwd_hooks=[(hook, zero)]))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("site", SITES, ids=IDS)
+def test_against_runs_with_a_hook(site: Site, kept: bool) -> None:
+    model, x, sae, directions = make(site)
+    tower, target = HookedTower(model), direction_target(directions)
+    found = exact_ablation(tower, x, sae, target, error_term="kept" if kept else "dropped")
+    dense = found.dense()
+    for latent in found.latent.unique().tolist():
+        expected = by_hooks(tower, x, sae, target, latent, kept=kept)
+        # Differences of cosines: float64's rounding of numbers of size one, through the whole model.
+        assert torch.allclose(dense[:, :, latent], expected, rtol=0, atol=1e-12)
+    assert found.value.abs().max() > 1e-4
+    assert found.prediction.shape == (2, 3)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_class(kind: str, kept: bool) -> None:
+    model, x, sae, directions = make(MIDDLE, kind)
+    tower, target = HookedTower(model), direction_target(directions)
+    found = exact_ablation(tower, x, sae, target, error_term="kept" if kept else "dropped")
+    for latent in found.latent.unique().tolist()[::6]:
+        expected = by_hooks(tower, x, sae, target, latent, kept=kept)
+        assert torch.allclose(found.dense()[:, :, latent], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("index", [2, 4, 14])
+def test_against_the_oracle(index: int, kept: bool, cosine: bool) -> None:
+    site = SITES[index]
+    model, x, sae, directions = make(site)
+    target = direction_target(directions, cosine=cosine)
+    found = exact_ablation(HookedTower(model), x, sae, target, error_term="kept" if kept else "dropped")
+    for sample, explained in enumerate(each(model, x, sae, site[2], site[3], directions, cosine=cosine, kept=kept)):
+        for latent in explained.active()[:3]:
+            assert torch.allclose(found.dense()[sample, :, latent], explained.ablation(latent), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 1000])
+def test_batch_size_does_not_matter(batch_size: int) -> None:
+    model, x, sae, directions = make(MIDDLE, batch=3)
+    tower, target = HookedTower(model), direction_target(directions)
+    expected = exact_ablation(tower, x, sae, target)
+    rows: list[int] = []
+    handle = model.ln_post.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    found = exact_ablation(tower, x, sae, target, batch_size=batch_size)
+    handle.remove()
+    # Other batches sum in another order: float64's rounding.
+    assert torch.allclose(found.value, expected.value, rtol=0, atol=1e-13)
+    assert max(rows[1:]) <= batch_size, "batch_size bounds the tail's batch; the first run is the prediction"
+    assert sum(rows[1:]) == len(found)
+
+
+def test_batch_size_of_nothing() -> None:
+    model, x, sae, directions = make(MIDDLE)
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        exact_ablation(HookedTower(model), x, sae, direction_target(directions), batch_size=0)
+
+
+def test_prefix_runs_once() -> None:
+    model, x, sae, directions = make(MIDDLE)
+    tower = HookedTower(model)
+    site = open_site(tower, x, sae)
+    calls = []
+    model.transformer.resblocks[0].register_forward_hook(lambda *args: calls.append(1))
+    exact_ablation(tower, site, sae, direction_target(directions), batch_size=3)
+    assert calls == []
+
+
+def test_small_latents_agree_with_patching() -> None:
+    """To first order: halving every decoder row halves the relative difference."""
+    model, x, sae, directions = make(MIDDLE)
+    tower, target = HookedTower(model), direction_target(directions)
+    gaps = []
+    for _ in range(3):
+        patching, exact = attribution_patching(tower, x, sae, target).value, exact_ablation(tower, x, sae, target).value
+        gaps.append(float((patching - exact).abs().max() / exact.abs().max()))
+        with torch.no_grad():
+            sae.W_dec *= 0.01
+    assert gaps[0] > 1e-3
+    assert gaps[1] < 0.05 * gaps[0]
+    assert gaps[2] < 0.05 * gaps[1]
+
+
+def test_a_latent_that_is_on_at_several_tokens_is_removed_at_all() -> None:
+    model, x, _, directions = make(MIDDLE)
+    tower, target = HookedTower(model), direction_target(directions)
+    sae = build_sae("standard", 48, MIDDLE[2], "all", d_sae=5)
+    found = exact_ablation(tower, x, sae, target)
+    assert len(found) <= 10 < len(open_site(tower, x, sae).codes), "pairs, not entries"
+    for latent in range(5):
+        assert torch.allclose(
+            found.dense()[:, :, latent], by_hooks(tower, x, sae, target, latent, kept=True), atol=1e-12
+        )
+
+
+def test_no_graph() -> None:
+    model, x, sae, directions = make(MIDDLE)
+    found = exact_ablation(HookedTower(model), x, sae, direction_target(directions))
+    assert not found.value.requires_grad
+    assert torch.is_grad_enabled()
