@@ -24,6 +24,7 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.image_files import (
     DAMAGED,
     IMAGE_SUFFIXES,
+    Skipped,
     UnreadableError,
     as_rgb,
     image_files,
@@ -32,28 +33,14 @@ from clip_lens_ext.image_files import (
     reason,
 )
 
-__all__ = [
-    "IMAGE_KEYS",
-    "IMAGE_SUFFIXES",
-    "ImageBatch",
-    "ImageBatches",
-    "Preprocess",
-    "Skipped",
-    "image_batches",
-    "read_image",
-]
+# fmt: off
+__all__ = ["IMAGE_KEYS", "IMAGE_SUFFIXES", "ImageBatch", "ImageBatches", "Preprocess", "Skipped", "image_batches",
+           "read_image"]
+# fmt: on
 
 Preprocess = Callable[[Image.Image], Tensor]
 
 IMAGE_KEYS = ("image", "pixel_values", "img")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A sample that was left out of a pass: its name, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)

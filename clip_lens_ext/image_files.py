@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -21,6 +22,14 @@ IMAGE_SUFFIXES = frozenset({
 
 # What PIL raises for a damaged file; SyntaxError is its word for a broken PNG chunk.
 DAMAGED = (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out of a pass: its name, and why."""
+
+    name: str
+    reason: str
 
 
 class UnreadableError(Exception):

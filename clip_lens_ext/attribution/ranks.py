@@ -11,6 +11,7 @@ def spearman(a: Tensor, b: Tensor) -> float:
     """Spearman's rank correlation of two vectors `[n]`, ties averaged; NaN where one of them is constant or n < 2.
 
     Example:
+        >>> import torch
         >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 30.0, 20.0]))
         0.5
     """

@@ -82,12 +82,8 @@ def draw_pictures(
     word_boxes = torch.full((len(plan), 4), NONE)
     for i, word in enumerate(plan.words):
         if word is not None:
-            word_boxes[i] = write_word(
-                images[i],
-                word,
-                *(float(draws[name][i]) for name in ("word_x", "word_y")),
-                bool(draws["word_dark"][i] < 0.5),
-            )
+            x, y, dark = float(draws["word_x"][i]), float(draws["word_y"][i]), bool(draws["word_dark"][i] < 0.5)
+            word_boxes[i] = write_word(images[i], word, x, y, dark)
     for index, name in enumerate(OVERLAYS):
         rows = torch.from_numpy(np.flatnonzero(plan.overlays == index))
         if len(rows):

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image
 from sae_lens import SAE
 
 from clip_lens_ext.errors import HookNameError, InputError, LoadError, near
@@ -42,8 +42,12 @@ def preprocess(picture: Image.Image) -> Float[torch.Tensor, "3 48 48"]:
         >>> preprocess(Image.new("RGB", (96, 60), "white"))[:, 0, 0]
         tensor([2., 2., 2.])
     """
-    square = ImageOps.fit(picture.convert("RGB"), (SIZE, SIZE), Image.Resampling.BICUBIC)
-    return normalise(torch.from_numpy(np.array(square)).permute(2, 0, 1))
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    # Cropped first: a resize of the whole picture would let what lies beside the square into its edge.
+    square = picture.convert("RGB").crop((left, top, left + side, top + side))
+    small = square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return normalise(torch.from_numpy(np.array(small)).permute(2, 0, 1))
 
 
 def planted_clip(device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> HookedCLIP:
@@ -59,13 +63,13 @@ def planted_clip(device: str | torch.device | None = None, dtype: torch.dtype | 
     Example:
         >>> from clip_lens_ext.planted import PlantedWorld, normalise, planted_clip
         >>> clip, batch = planted_clip(), PlantedWorld(0).sample(2, seed=0, split="test")
-        >>> clip.similarity(normalise(batch.images), ["a photo of a star", "a heart", ""]).shape
+        >>> clip.similarity(normalise(batch.images), ["a photo of a crane", "a heart", ""]).shape
         torch.Size([2, 3])
     """
     path = check_sha256(WEIGHTS, "clip.safetensors")
     native, tokenizer, _ = read_clip(path, vocabulary=PlantedWorld(SHIPPED_SEED).vocabulary)
     native = native.to(device=device, dtype=dtype)
-    return HookedCLIP(native, preprocess=preprocess, tokenizer=tokenizer, model_name=MODEL_NAME)
+    return HookedCLIP(native, preprocess=preprocess, tokenizer=tokenizer, model_name=MODEL_NAME).eval()
 
 
 def planted_sae(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,10 +15,10 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.planted.tokenizer import WordTokenizer
 from clip_lens_ext.planted.world import TEMPLATE, PlantedWorld, normalise
 
-_HELD_OUT_SEED = 2**50
-"""Beyond the seeds of all training pictures."""
-
 __all__ = ["Intervention", "PlantedReport", "measure_clip"]
+
+_HELD_OUT_SEED: Final = 2**50
+"""Beyond the seeds of all training pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +76,14 @@ class PlantedReport:
 def measure_clip(
     clip: CLIP, world: PlantedWorld, tokenizer: WordTokenizer, *, n_per_class: int = 40, seed: int = 0
 ) -> PlantedReport:
-    """Zero-shot accuracy by kind of class, and the strength of every plant, on fresh test pictures.
+    """Zero-shot accuracy by kind of class, and the strength of every plant, on pictures that no training sees.
 
     Args:
         clip: The model, in evaluation mode.
         world: Its world.
         tokenizer: Its tokenizer.
-        n_per_class: Test pictures per class; half a percent is sure with some hundreds.
-        seed: Which test pictures.
+        n_per_class: Pictures per class, of held-out and of test pictures each.
+        seed: Which pictures, in [0, 2**50).
 
     Raises:
         InputError: If there is not even one picture per class, or the model is in training mode.

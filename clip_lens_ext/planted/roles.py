@@ -41,7 +41,9 @@ _HOMONYMS: Final = (
 )  # fmt: skip
 _MODIFIERS: Final = ("cabbage", "desert", "paper", "river", "velvet", "winter")
 _HEADS: Final = ("hook", "moth", "pie", "reed", "stone", "wren")
-_N_POLYSEMOUS, _N_COMPOUND, _N_TYPOGRAPHIC, _N_CONTROL_WORDS, _N_PLAIN = 4, 3, 5, 2, 5
+_N_POLYSEMOUS, _N_COMPOUND, _N_CONTROL_WORDS = 4, 3, 2
+_N_OWN_NAME: Final[dict[Kind, int]] = {"typographic": 5, "artifact": 2, "spurious": 1, "plain": 5}
+"""Classes whose name is that of their object, beside the parts of compounds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ class PlantedKey:
         >>> len(key.polysemous), len(key.compounds), len(key.artifacts)
         (4, 3, 2)
         >>> sorted(key.to_dict())[:4]
-        ['artifacts', 'categories', 'compounds', 'controls']
+        ['absent_rate', 'artifacts', 'categories', 'compounds']
     """
 
     seed: int
@@ -175,8 +177,8 @@ def cast(seed: int, rng: np.random.Generator) -> tuple[tuple[PlantedClass, ...],
         named_part: Literal["modifier", "head"] = "modifier" if as_modifier else "head"
         compounds.append(Compound(f"{modifier} {head}", modifier, head, whole, named_part, part))
         parts += [(f"{modifier} {head}", whole, "compound"), (part, part, "plain")]
-    own_name: list[Kind] = ["typographic"] * _N_TYPOGRAPHIC + ["artifact"] * 2 + ["spurious"] + ["plain"] * _N_PLAIN
-    parts += [(shape, shape, kind) for kind in own_name for shape in [shapes.pop()]]
+    for kind, count in _N_OWN_NAME.items():
+        parts += [(shape, shape, kind) for shape in [shapes.pop() for _ in range(count)]]
     parts += [(word, shapes.pop(), "control") for word in homonyms[_N_POLYSEMOUS : _N_POLYSEMOUS + _N_CONTROL_WORDS]]
     parts += [(f"{modifiers.pop()} {heads.pop()}", shapes.pop(), "control")]
     # Neighbours in this list (two senses, a compound and its part) get different categories and textures.

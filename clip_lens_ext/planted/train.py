@@ -42,7 +42,8 @@ def make_clip(
     write_clip(path, clip, config.model, vocabulary=world.vocabulary, training=training)
     stored, tokenizer, _ = read_clip(path)
     report = measure_clip(stored, world, tokenizer)
-    figures = {"n_per_class": report.n_per_class, "unambiguous": report.unambiguous, "accuracy": report.accuracy}
+    names = ("n_per_class", "unambiguous", "accuracy", "decorrelated")
+    figures = {name: getattr(report, name) for name in names}
     write_clip(path, clip, config.model, vocabulary=world.vocabulary, training=training | {"figures": figures})
     return report
 

@@ -100,8 +100,10 @@ def train_saes(
     for config in configs:
         place = Path("saes", config.tower, config.hook_name)
         (work / place).mkdir(parents=True, exist_ok=True)
+        tower = clip.vision if config.tower == "vision" else clip.text
+        assert tower is not None  # a planted dual encoder has both
         sae = train_sae(
-            clip.vision if config.tower == "vision" else clip.text,
+            tower,
             _samples(world, clip, config),
             hook_name=config.hook_name,
             d_sae=config.d_sae,

@@ -122,14 +122,19 @@ class Cards:
 
     def _heat_map(self, left: float, top: float, latent: int, *, label: str) -> None:
         heat, picture = self.decision.heat[latent], self.decision.picture
+        patches, strongest = int((heat > 0).sum()), float(heat.max())
+        fade = 0.38 if patches else 0.75
         grey = picture.float().mean(dim=0, keepdim=True).expand(3, -1, -1)
-        axes = self.page.picture(left, top, WIDTH, (grey * 0.62 + 255 * 0.38).byte(), label=label)
-        strongest = float(heat.max())
+        axes = self.page.picture(left, top, WIDTH, (grey * (1 - fade) + 255 * fade).byte(), label=label)
         if strongest > 0:
             share = (heat.clamp_min(0) / strongest).numpy()
             axes.imshow(share, cmap=_HEAT, vmin=0, vmax=1, alpha=(share > 0) * (0.35 + 0.5 * share),
                         extent=(0, picture.shape[2], picture.shape[1], 0), interpolation="nearest")
-        patches = int((heat > 0).sum())
+        else:
+            negative = "its activation\nis negative on patches"  # as TopK SAEs without a ReLU have them
+            why = negative if heat.any() else "fires on CLS alone,\nwhich has no place\non the image"
+            axes.text(0.5, 0.5, why, fontsize=8, color=INK, ha="center", va="center", transform=axes.transAxes,
+                      family="DejaVu Sans", linespacing=1.4)
         words = f"on {patches} of {heat.numel()} patches, to {strongest:.2g}" if patches else "on no patch"
         if self.decision.off_grid[latent]:
             words += f"; on CLS, {self.decision.off_grid[latent]:.2g}"

@@ -139,7 +139,8 @@ def _side(page: Page, explanation: Explanation, decision: Decision, places: Sequ
     page.text(_MARGIN, top + 0.2, words, size=9, color=SOFT)
     top += 0.62
     page.text(_MARGIN, top, "Held against exact ablation", size=10, weight="bold")
-    page.text(_MARGIN, top + 0.19, f"each dot one of the {len(decision.latent)} active latents", size=8, color=SOFT)
+    words = f"each dot one of the {len(decision.latent)} active latents; numbers: the greatest exact"
+    page.text(_MARGIN, top + 0.19, words, size=8, color=SOFT)
     top += 0.7
     stacked = page.height > 11.5  # beside heat maps there is room for large ones
     width, height = (_SIDE - 0.4, 1.3) if stacked else ((_SIDE - 0.8) / 2, 1.25)
@@ -162,6 +163,9 @@ def _scatter(axes: Axes, explanation: Explanation, decision: Decision, block: Bl
     axes.scatter(exact[places], values[places], s=16, color=block.colour, linewidths=0)
     if block.by == "attribution":
         axes.axline((0, 0), slope=1, color=INK, linewidth=0.7, linestyle=(0, (3, 3)), zorder=0)
+    for place in decision.top(3, "exact").tolist():
+        axes.annotate(str(int(decision.latent[place])), (exact[place], values[place]), xytext=(-3, 0), fontsize=6,
+                      textcoords="offset points", ha="right", va="center", color=SOFT)
     rank = decision.agreement[block.by]
     found = f"rank corr. {rank:+.2f}" if rank == rank else "rank corr. not defined"
     axes.set_title(f"{block.method}\n{found}", fontsize=8, color=block.colour, family="DejaVu Sans", pad=4)

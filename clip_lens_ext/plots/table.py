@@ -41,6 +41,10 @@ def explanation_table(explanation: Explanation, *, decision: int = 0) -> str:
             cells = (str(row.latent), f"{row.activation:.3f}", signed(row.attribution, 3),
                      signed(row.exact_ablation, 3), lens[0], str(row.rank), lens[1])
             lines.append("  " + "  ".join(cell.rjust(n) for cell, n in zip(cells, width, strict=True)))
+    greatest = shown.top(3, "exact")
+    named = [f"latent {latent} {signed(exact * explanation.scale, 3)}"
+             for latent, exact in zip(shown.latent[greatest].tolist(), shown.exact[greatest].tolist(), strict=True)]
+    lines.append(f"  greatest exact ablations: {', '.join(named)}")
     agreement = f"attribution {shown.agreement['attribution']:+.2f}"
     if not lens_missing:
         agreement += f", Logit Lens {shown.agreement['logit_lens']:+.2f}"

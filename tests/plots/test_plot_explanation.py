@@ -89,6 +89,9 @@ def test_heat_maps_and_frames_are_where_the_latent_fires(explanation, figure):
         if heat.max() > 0:
             assert np.allclose(np.asarray(images[1].get_array()), heat / heat.max(), atol=1e-6)
             assert images[1].get_extent() == [0, 48, 48, 0]
+        else:
+            assert len(images) == 1
+            assert "fires on CLS alone" in axes_of(figure)[f"attribution heat {latent}"].texts[0].get_text()
         references = explanation.references.of(latent)
         strip = axes_of(figure)[f"attribution references {latent}"]
         assert len(strip.images) == len(references.sample)
@@ -109,6 +112,8 @@ def test_the_scatters_hold_every_active_latent(explanation, figure):
         assert np.allclose(every[:, 0], 100 * decision.exact.double().numpy())
         assert np.allclose(every[:, 1], scale * getattr(decision, by).double().numpy())
         assert len(top) == 3
+        numbers = [text.get_text() for text in axes.texts]
+        assert numbers == [str(int(latent)) for latent in decision.latent[decision.top(3, "exact")]]
         assert f"rank corr. {decision.agreement[by]:+.2f}" in axes.get_title()
         assert axes.title.get_color() == colour
 
@@ -209,9 +214,13 @@ def test_the_table_has_the_numbers_of_the_decision(explanation):
             assert lens == signed(float(decision.logit_lens[place]), 4)
             assert int(rank) == 1 + int((decision.attribution > decision.attribution[place]).sum())
             assert int(lens_rank) == 1 + int((decision.logit_lens > decision.logit_lens[place]).sum())
+    best = decision.exact.argmax()
+    exact = signed(100 * float(decision.exact[best]), 3)
+    assert f"exact ablations: latent {int(decision.latent[best])} {exact}," in lines[-2]
     agreement = decision.agreement
     assert lines[-1].endswith(f"attribution {agreement['attribution']:+.2f}, Logit Lens {agreement['logit_lens']:+.2f}")
     assert len({len(line) for line in lines[3:7] + lines[8:12]}) == 1  # aligned
+    assert len(lines) == 14
     assert all(line.isascii() for line in lines)
 
 

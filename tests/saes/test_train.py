@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -132,7 +133,7 @@ def test_metadata_say_what_it_is(tower: HookedTower) -> None:
     batches = image_batches(pictures())
     list(batches)
     assert metadata.data_fingerprint == batches.fingerprint
-    assert metadata.versions["torch"] == torch.__version__
+    assert metadata.versions["torch"] == importlib.metadata.version("torch")
     json.dumps(metadata.to_dict(), allow_nan=False)
 
 
