@@ -68,6 +68,7 @@ def figure(curves: Tensor, methods: tuple[str, ...], path: Path, n_photos: int) 
             range(N_STEPS + 1), mean - error, mean + error, color=line.get_color(), alpha=0.15, linewidth=0
         )
     axes.set_xlabel("latents set to zero, greatest first")
+    axes.set_xticks(range(0, N_STEPS + 1, 5))
     axes.set_ylabel("cosine with the best class, points")
     axes.set_title(f"Deletion on {n_photos} COCO photos, OpenAI ViT-B/16, {HOOK}, error term kept", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,6 +17,7 @@ from clip_lens_ext.saes.codes import SparseCodes, codes_of
 from clip_lens_ext.saes.decoder import check_decoder, decoder_rows, output_scale
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.towers.live import any_live
+from clip_lens_ext.towers.pooled_tail import can_run_pooled, run_pooled
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 from clip_lens_ext.towers.tower import HookedTower
 
@@ -67,6 +68,8 @@ class Site:
         rows = rows[:, 0] if self.activation.dim() == 2 else rows
         edited = self.positions.select(samples).put(self.activation[samples], rows)
         tokens = None if self.tokens is None else self.tokens[samples]
+        if can_run_pooled(self.tower, self.hook_name):
+            return run_pooled(self.tower, self.hook_name, edited, tokens=tokens)
         return self.tower.run_from(self.hook_name, edited, tokens=tokens)
 
     @property

@@ -84,6 +84,18 @@ class HookedBlock(nn.Module):
         branch = self.ln2(fire(self.hook_mlp_in, x), self.native.ln_2)
         return x + fire(self.hook_mlp_out, self.native.ls_2(self.mlp(branch)))
 
+    def at_token(self, x: Tensor, at: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The stream after the block at one token per sample, `[batch d_model]`; no hook fires.
+
+        Args:
+            x: the stream before the block, `[batch token d_model]`.
+            at: position of the token in each sample, `[batch]`.
+            mask: additive attention mask `[token token]`, or None.
+        """
+        own = x[torch.arange(len(x), device=x.device), at]
+        own = own + self.native.ls_1(self.attn.at_token(self.native.ln_1(x), at, mask))
+        return own + self.native.ls_2(self.native.mlp(self.native.ln_2(own)))
+
     def _attention_half(self, x: Tensor, mask: Tensor | None) -> Tensor:
         branch = self.ln1(fire(self.hook_attn_in, x), self.native.ln_1)
         return x + fire(self.hook_attn_out, self.native.ls_1(self.attn(branch, mask)))

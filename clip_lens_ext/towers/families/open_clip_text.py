@@ -31,6 +31,7 @@ class FlattenedText(nn.Module):
     def __init__(self, model: CLIP) -> None:
         super().__init__()
         self.__dict__["model"] = model
+        self.training = model.training
         self._share()
 
     def _share(self) -> None:
