@@ -18,29 +18,38 @@ from clip_lens_ext.attribution import (
 )
 from clip_lens_ext.data import image_batches, read_image
 from clip_lens_ext.errors import ClipLensError, HookNameError, InputError, LoadError, UnsupportedModelError
+from clip_lens_ext.explain import explain_images
+from clip_lens_ext.explanation import Decision, Explanation
 from clip_lens_ext.planted import PlantedWorld, planted_clip, planted_sae
 from clip_lens_ext.saes import SparseCodes, encode, formats, load_sae, train_sae
+from clip_lens_ext.semantics import LatentReferences, References, collect_references
 from clip_lens_ext.towers import HookedCLIP, HookedTower, load_clip
 
 __all__ = [
     "Attribution",
     "ClipLensError",
+    "Decision",
+    "Explanation",
     "Faithfulness",
     "HookNameError",
     "HookedCLIP",
     "HookedTower",
     "InputError",
+    "LatentReferences",
     "LoadError",
     "PlantedWorld",
+    "References",
     "Site",
     "SparseCodes",
     "Target",
     "UnsupportedModelError",
     "activation_energy",
     "attribution_patching",
+    "collect_references",
     "direction_target",
     "encode",
     "exact_ablation",
+    "explain_images",
     "faithfulness",
     "formats",
     "image_batches",

@@ -78,8 +78,10 @@ def encode_rows(sae: SAE, rows: Tensor, *, chunk: int = 4096) -> tuple[Tensor, T
     """Row, latent and value of everything active in `rows` `[row d_in]`; never more than one dense chunk at a time.
 
     Raises:
-        InputError: the SAE gives NaN.
+        InputError: the SAE gives NaN, or the chunk is empty.
     """
+    if chunk < 1:
+        raise InputError(f"chunk must be at least 1 token, got {chunk}")
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(rows), chunk):
         dense = sae.encode(rows[start : start + chunk])

@@ -112,13 +112,7 @@ def _from_tag(name: str, tag: str) -> CLIP:
             f"open_clip has no weights {tag!r} for {name}{near(tag, tags)}; it has: {', '.join(tags) or 'none'}; "
             "a weight file is passed by its path"
         )
-    quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
-    if quick != bool(known.get("quick_gelu", False)):
-        other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
-        raise LoadError(
-            f"{tag!r} was trained with {'GELU' if quick else 'QuickGELU'}, and {name} has "
-            f"{'QuickGELU' if quick else 'GELU'}: every score would be off without a word. Use {other!r}"
-        )
+    _check_activation(name, tag, known)
     try:
         return open_clip.create_model(name, pretrained=tag, require_pretrained=True)
     except (RuntimeError, OSError, ValueError) as error:
@@ -127,6 +121,25 @@ def _from_tag(name: str, tag: str) -> CLIP:
             f"cache is broken. Fetch them once where there is a network: open_clip.create_model({name!r}, "
             f"pretrained={tag!r}); or pass the path of a weight file"
         ) from error
+
+
+def _check_activation(name: str, tag: str, published: dict[str, Any]) -> None:
+    """Raise `LoadError` where a tag was trained with the other one of GELU and QuickGELU."""
+    quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    # A tag without the word is of GELU, but for architectures that exist with QuickGELU alone.
+    stated = published.get("quick_gelu", quick and not name.endswith("-quickgelu"))
+    if quick != bool(stated):
+        other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
+        advice = (
+            f"Use {other!r}"
+            if other in open_clip.list_models()
+            else f"open_clip has no {other!r}: build it with open_clip.create_model({name!r}, pretrained={tag!r}, "
+            f"force_quick_gelu={not quick}) and pass the live model"
+        )
+        raise LoadError(
+            f"{tag!r} was trained with {'GELU' if quick else 'QuickGELU'}, and {name} has "
+            f"{'QuickGELU' if quick else 'GELU'}: every score would be off without a word. {advice}"
+        )
 
 
 def _from_file(name: str, path: Path) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint, LensHandle
 
 from clip_lens_ext.errors import ClipLensError, HookNameError, InputError
 
@@ -43,10 +43,25 @@ def register_splice(make: Callable[..., Splice]) -> None:
 
 @dataclass(eq=False)
 class _Attached:
-    """A splice, and the names that the SAE's hook points had before."""
+    """A splice, and the names and hooks that the SAE's hook points had before."""
 
     splice: Splice
     former_names: dict[str, str | None] = field(default_factory=dict)
+    former_hooks: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.former_hooks = {id(handle) for handle, _ in self._handles()}
+
+    def drop_new_hooks(self) -> None:
+        """Take away what was put on the SAE's hook points while it was attached."""
+        for handle, listed in self._handles():
+            if id(handle) not in self.former_hooks:
+                handle.hook.remove()
+                listed.remove(handle)
+
+    def _handles(self) -> list[tuple[LensHandle, list[LensHandle]]]:
+        lists = [hooks for point in self.splice.hook_points.values() for hooks in (point.fwd_hooks, point.bwd_hooks)]
+        return [(handle, hooks) for hooks in lists for handle in hooks]
 
 
 class _Slot:
@@ -142,6 +157,7 @@ class SAECalls(HookedRootModule):
             self.hook_dict[full_name] = self.mod_dict[full_name] = point
 
     def _detach(self, hook_name: str) -> None:
+        self._attached[hook_name].drop_new_hooks()
         self._forget_hook_points(hook_name)
         self._slots.pop(hook_name).handle.remove()
 
@@ -155,7 +171,8 @@ class SAECalls(HookedRootModule):
             self._slots[hook_name].attached = None
 
     def reset_saes(self, act_names: str | Iterable[str] | None = None) -> None:
-        """Take attached SAEs off: those at the given hooks, or all.
+        """Take attached SAEs off: those at the given hooks, or all. Hooks that were put on an SAE's own hook points
+        through the tower go with it.
 
         Raises:
             HookNameError: no SAE is attached at one of the hooks.
@@ -208,7 +225,10 @@ class SAECalls(HookedRootModule):
         for name in [name for name in self._attached if name not in before]:
             self._detach(name)
         for name, attached in before.items():
-            if self._attached.get(name) is not attached:
+            now = self._attached.get(name)
+            if now is not attached:
+                if now is not None:
+                    now.drop_new_hooks()
                 self._attach(name, attached)
 
     def run_with_saes(

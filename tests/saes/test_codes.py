@@ -177,3 +177,9 @@ def test_scopes_of_pooled_vectors() -> None:
     assert positions.indices(1, 3).tolist() == [[-1]] * 3
     with pytest.raises(InputError, match="end-of-text"):
         TokenPositions("eot").take(torch.zeros(2, 3, 4))
+
+
+def test_an_empty_chunk_is_refused() -> None:
+    tower, x, sae = make(SITES[0])
+    with pytest.raises(InputError, match="chunk must be at least 1"):
+        encode(tower, x, sae, chunk=0)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import clip_lens_ext.saes  # noqa: F401  registers what add_sae attaches
 from clip_lens_ext.errors import HookNameError, InputError
+from clip_lens_ext.saes.codes import encode
 from clip_lens_ext.towers import HookedTower
 
 # tower, hook, scope, width of the SAE's input
@@ -408,6 +409,31 @@ def test_everything_is_put_back(parts: tuple, how: str) -> None:
             tower.run_with_saes(x[:, :1], saes=sae)
     assert snapshot(tower, sae, other) == before
     assert torch.equal(tower(x), expected)
+
+
+def test_hooks_on_an_saes_own_hook_points_go_with_it(parts: tuple) -> None:
+    tower, x, sae, other = parts
+    seen: list[str] = []
+    mine = sae.hook_sae_acts_post
+    mine.add_hook(lambda activation, hook: seen.append("the user's own"))
+    point = f"{HOOK}.hook_sae_acts_post"
+    with tower.saes(sae):
+        tower.add_hook(point, lambda activation, hook: seen.append("outer"))
+        with tower.saes(other):
+            tower.add_hook(point, lambda activation, hook: seen.append("inner"))
+            tower(x)
+        tower(x)
+    assert seen == ["inner", "the user's own", "outer"]
+    tower.add_sae(sae)
+    tower.hook_dict[point].add_hook(lambda activation, hook: seen.append("left"), is_permanent=True)
+    tower.hook_dict[point].add_hook(lambda gradient, hook: None, dir="bwd")
+    tower.reset_saes()
+    encode(tower, x, sae)
+    assert seen[3:] == ["the user's own"]
+    assert len(mine.fwd_hooks) == 1
+    assert not mine.bwd_hooks
+    assert not other.hook_sae_acts_post.fwd_hooks
+    mine.remove_hooks()
 
 
 def test_a_failing_second_sae_takes_the_first_off(parts: tuple) -> None:

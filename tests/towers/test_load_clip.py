@@ -361,6 +361,15 @@ def test_the_wrong_activation_names_a_model_that_exists() -> None:
     assert refused >= 10
 
 
+def test_the_activation_that_nobody_built() -> None:
+    from clip_lens_ext.towers.load import _check_activation
+
+    # Published with QuickGELU in its config and no word in its tag: the config is the truth.
+    _check_activation("roberta-ViT-B-32", "laion2b_s12b_b32k", {})
+    with pytest.raises(LoadError, match=r"no 'ViT-bigG-14-CLIPA-quickgelu': .*force_quick_gelu=True"):
+        _check_activation("ViT-bigG-14-CLIPA", "some_tag", {"quick_gelu": True})
+
+
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """open_clip only warns in some of these cases, and goes on with random weights."""
     published = {"some_tag": {"hf_hub": "nobody/nothing/", "quick_gelu": False}}
