@@ -183,7 +183,7 @@ def _has_lens(site: Site) -> bool:
 
 
 def _reads_patches(site: Site) -> bool:
-    return site.positions.scope in ("patches", "all")
+    return site.positions.scope in ("patches", "all") and site.tower.cfg.patch_size is not None
 
 
 def _notes(site: Site, preprocess: Preprocess | None, referenced: bool) -> tuple[str, ...]:

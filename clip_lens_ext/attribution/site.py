@@ -155,7 +155,8 @@ def open_site(
     with torch.no_grad():
         activation = tower.run_to(x, name)
         scope = token_scope or sae.cfg.metadata.token_scope or default_scope(activation)
-        positions = TokenPositions(scope, tower.eot_positions(x) if tower.cfg.tower == "text" else None)
+        eot = tower.eot_positions(x) if tower.cfg.tower == "text" else None
+        positions = TokenPositions(scope, eot, tower.n_prefix)
         positions.check(activation, name)
         _check_path(tower, name, scope)
         codes = codes_of(sae, activation, positions, hook_name=name)
@@ -181,23 +182,23 @@ def open_site(
     )
 
 
-# Which scopes hold a token that the pooled vector is made of; None is the mean of the patches.
-_REACHING: dict[str | None, tuple[str, ...]] = {
+# Which scopes hold a token that the pooled vector is made of; other ways of pooling read every token.
+_REACHING: dict[str, tuple[str, ...]] = {
     "cls": ("cls", "all"),
     "eot": ("eot", "patches", "all"),
     "first": ("cls", "all"),
     "last": ("patches", "all"),
-    None: ("patches", "all"),
+    "mean of patches": ("patches", "all"),
 }
 
 
 def _check_path(tower: HookedTower, hook_name: str, scope: str) -> None:
     """Refuse tokens that the pooled vector does not depend on: their gradient is zero, which says nothing."""
-    pooled = tower.reading.pooled_token()
+    pooled = tower.reading.pooled_token() or tower.cfg.pooling
     last = f"blocks.{tower.cfg.n_layers - 1}.hook_resid_"
     # After the last attention layer no token reads another one.
-    if hook_name in (f"{last}mid", f"{last}post") and scope not in _REACHING[pooled]:
-        what = "the mean of the patches" if pooled is None else f"the {pooled} token alone"
+    if hook_name in (f"{last}mid", f"{last}post") and scope not in _REACHING.get(pooled, (scope,)):
+        what = "the mean of the patches" if pooled == "mean of patches" else f"the {pooled} token alone"
         raise InputError(
             f"at {hook_name} the embedding depends on {what}: an SAE on {scope!r} has no path to the output there, so "
             "every attribution would be zero. Take an earlier block"

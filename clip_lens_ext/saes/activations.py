@@ -100,7 +100,8 @@ class ActivationRows:
         if activation.ndim == 2 and self.token_scope == "all":
             self.token_scope = "pooled"
         eot = self.tower.eot_positions(x) if self.token_scope == "eot" else None
-        rows = select_tokens(activation, self.token_scope, eot).reshape(len(x), -1, activation.shape[-1])
+        rows = select_tokens(activation, self.token_scope, eot, n_prefix=self.tower.n_prefix)
+        rows = rows.reshape(len(x), -1, activation.shape[-1])
         finite = torch.isfinite(rows).flatten(1).all(1)
         if not finite.all():
             name = batch.names[int(finite.int().argmin())]

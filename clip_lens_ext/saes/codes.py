@@ -162,4 +162,4 @@ def encode(
         activation = tower.run_to(x, name)
     scope = token_scope or sae.cfg.metadata.token_scope or default_scope(activation)
     eot = tower.eot_positions(x) if tower.cfg.tower == "text" else None
-    return codes_of(sae, activation, TokenPositions(scope, eot), hook_name=name, chunk=chunk)
+    return codes_of(sae, activation, TokenPositions(scope, eot, tower.n_prefix), hook_name=name, chunk=chunk)

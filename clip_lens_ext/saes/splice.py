@@ -51,6 +51,7 @@ class SplicedSAE:
         self.sae = sae
         self.hook_name = sae_hook_name(tower, sae, hook_name)
         self.token_scope = token_scope or sae.cfg.metadata.token_scope
+        self.n_prefix = tower.n_prefix
         self.use_error_term = True if use_error_term is None else use_error_term
         self.straight_through = self.use_error_term if straight_through is None else straight_through
         self.hook_points: dict[str, HookPoint] = dict(sae.hook_dict)
@@ -59,7 +60,7 @@ class SplicedSAE:
 
     def __call__(self, activation: Tensor, eot: Tensor | None) -> Tensor:
         """The activation that goes on, of the same shape."""
-        positions = TokenPositions(self.token_scope or default_scope(activation), eot)
+        positions = TokenPositions(self.token_scope or default_scope(activation), eot, self.n_prefix)
         positions.check(activation, self.hook_name)
         return positions.put(activation, self._replace(positions.take(activation)))
 
@@ -117,7 +118,7 @@ def sae_hook_name(tower: HookedTower, sae: SAE, hook_name: str | None = None) ->
         raise InputError(f"the SAE is of a {named_tower} tower, this is the {tower.cfg.tower} tower")
     width = tower.hook_width(name)
     if sae.cfg.reshape_activations == "hook_z" and width is not None:
-        width *= tower.cfg.n_heads
+        width *= tower.cfg.n_heads or 1
     if width != sae.cfg.d_in:
         raise InputError(
             f"the SAE reads vectors of {sae.cfg.d_in}, {name} gives {width}: is it an SAE of another model "

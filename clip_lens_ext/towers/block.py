@@ -14,94 +14,87 @@ these are what is added to the stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformer_lens.hook_points import HookPoint
 
 from clip_lens_ext.towers.attention import HookedAttention, HookedMLP
+from clip_lens_ext.towers.families.attentions import Mask
+from clip_lens_ext.towers.families.reading import BlockReading
 from clip_lens_ext.towers.live import any_live, fire
 from clip_lens_ext.towers.norm import HookedNorm
 
 
 class HookedBlock(nn.Module):
-    """The hooks of one native pre-LN block (open_clip's `ResidualAttentionBlock`).
+    """The hooks of one native pre-LN block.
 
     The native block keeps its weights and its own forward. Where no hook inside it is live it runs whole; else its
     submodules are called one by one, in its own order, with the hooks in between.
 
     Args:
-        native: the block, kept by reference.
+        reading: the block by its parts; the native one is kept by reference.
     """
 
-    native: Any  # the families vouch for its parts
+    reading: BlockReading
     _inner_points: list[HookPoint]
 
-    def __init__(self, native: nn.Module) -> None:
+    def __init__(self, reading: BlockReading) -> None:
         super().__init__()
-        self.__dict__["native"] = native
+        self.__dict__["reading"] = reading
         self.hook_resid_pre = HookPoint()
         self.hook_attn_in = HookPoint()
         self.ln1 = HookedNorm()
-        self.attn = HookedAttention(self.native.attn)
+        self.attn = HookedAttention(reading.attention)
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()
         self.hook_mlp_in = HookPoint()
         self.ln2 = HookedNorm()
-        self.mlp = HookedMLP(self.native.mlp)
+        self.mlp = HookedMLP(reading.mlp)
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
         ends = (self.hook_resid_pre, self.hook_resid_post)
         points = [module for module in self.modules() if isinstance(module, HookPoint)]
         self.__dict__["_inner_points"] = [point for point in points if all(point is not end for end in ends)]
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, checkpointed: bool = False) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None, *, checkpointed: bool = False) -> Tensor:
         """The stream before `hook_resid_post` fires, from the stream before `hook_resid_pre` fires.
 
         Args:
             x: residual stream, `[batch token d_model]`.
-            mask: additive attention mask or None.
+            mask: what the family's blocks get.
             checkpointed: recompute the block in the backward pass, as native gradient checkpointing does. Ignored
                 where a hook inside is live, which would fire twice.
         """
         x = fire(self.hook_resid_pre, x)
         if not any_live(self._inner_points):
             if checkpointed and torch.is_grad_enabled():
-                return checkpoint(self._native_forward, x, mask, use_reentrant=False)
-            return self._native_forward(x, mask)
+                return checkpoint(self.reading.run, x, mask, use_reentrant=False)
+            return self.reading.run(x, mask)
         return self.from_mid(self._attention_half(x, mask))
 
-    def to_mid(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def to_mid(self, x: Tensor, mask: Mask = None) -> Tensor:
         """The stream before `hook_resid_mid` fires, from the stream before `hook_resid_pre` fires."""
         return self._attention_half(fire(self.hook_resid_pre, x), mask)
 
     def from_mid(self, x: Tensor) -> Tensor:
         """The stream before `hook_resid_post` fires, from the stream before `hook_resid_mid` fires."""
         x = fire(self.hook_resid_mid, x)
-        branch = self.ln2(fire(self.hook_mlp_in, x), self.native.ln_2)
-        return x + fire(self.hook_mlp_out, self.native.ls_2(self.mlp(branch)))
+        branch = self.ln2(fire(self.hook_mlp_in, x), self.reading.ln2)
+        return x + fire(self.hook_mlp_out, self.reading.scale_mlp_out(self.mlp(branch)))
 
-    def at_token(self, x: Tensor, at: Tensor, mask: Tensor | None = None) -> Tensor:
+    def at_token(self, x: Tensor, at: Tensor, mask: Mask = None) -> Tensor:
         """The stream after the block at one token per sample, `[batch d_model]`; no hook fires.
 
         Args:
             x: the stream before the block, `[batch token d_model]`.
             at: position of the token in each sample, `[batch]`.
-            mask: additive attention mask `[token token]`, or None.
+            mask: what the family's blocks get.
         """
         own = x[torch.arange(len(x), device=x.device), at]
-        own = own + self.native.ls_1(self.attn.at_token(self.native.ln_1(x), at, mask))
-        return own + self.native.ls_2(self.native.mlp(self.native.ln_2(own)))
+        own = own + self.reading.scale_attn_out(self.attn.at_token(self.reading.ln1(x), at, mask))
+        return own + self.reading.scale_mlp_out(self.reading.mlp.run(self.reading.ln2(own)))
 
-    def _attention_half(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        branch = self.ln1(fire(self.hook_attn_in, x), self.native.ln_1)
-        return x + fire(self.hook_attn_out, self.native.ls_1(self.attn(branch, mask)))
-
-    def _native_forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        run: Callable[..., Tensor] = self.native
-        if not self.native.attn.batch_first:
-            return run(x.transpose(0, 1).contiguous(), attn_mask=mask).transpose(0, 1)
-        return run(x, attn_mask=mask)
+    def _attention_half(self, x: Tensor, mask: Mask) -> Tensor:
+        branch = self.ln1(fire(self.hook_attn_in, x), self.reading.ln1)
+        return x + fire(self.hook_attn_out, self.reading.scale_attn_out(self.attn(branch, mask)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip_lens_ext.errors import InputError, UnsupportedModelError
+from clip_lens_ext.towers.families import split_model
 from clip_lens_ext.towers.tower import HookedTower
 
 Preprocess = Callable[[Image.Image], Tensor]
@@ -60,11 +61,10 @@ class HookedCLIP(nn.Module):
     ) -> None:
         super().__init__()
         self.native = native
-        visual = getattr(native, "visual", native)
-        has_text = visual is not native
+        visual, text = split_model(native)
         # Towers are views on `native`: registered here too, every weight would stand in state_dict three times.
         self.__dict__["vision"] = HookedTower(visual, model_name=model_name)
-        self.__dict__["text"] = HookedTower(native, model_name=model_name) if has_text else None
+        self.__dict__["text"] = None if text is None else HookedTower(text, model_name=model_name)
         if self.vision.cfg.tower != "vision":
             raise UnsupportedModelError(f"a {type(native).__name__} has no vision tower: wrap it in HookedTower alone")
         self.preprocess = preprocess

@@ -12,8 +12,13 @@ import torch
 class TowerConfig:
     """Sizes and kinds of one tower; `tower.cfg` makes it anew at each access, so device and dtype are never stale.
 
-    `n_ctx` is the number of tokens at the residual hooks: patches and CLS of a vision tower, the context length of a
-    text tower. `ActivationCache` reads `n_layers`, `n_heads`, `d_model`, `d_head`, `normalization_type`, `attn_only`,
+    `n_ctx` is the number of tokens at the residual hooks: patches and class token of a vision tower, the context length
+    of a text tower; `n_prefix_tokens` of them come before the patches. `d_pooled` is the width of the pooled vector.
+    `hooks` says what there is: `"full"`, every hook of TransformerLens' block, or `"residual"`, the stream before and
+    after each block or stage and the embedding, for blocks of another kind. Then `n_heads`, `d_head`, `d_mlp`,
+    `act_fn` and `eps` are None, and `n_ctx` and `d_model` are those of the last block.
+
+    `ActivationCache` reads `n_layers`, `n_heads`, `d_model`, `d_head`, `normalization_type`, `attn_only`,
     `positional_embedding_type` and `device`.
     """
 
@@ -21,17 +26,19 @@ class TowerConfig:
     model_name: str
     family: str
     n_layers: int
-    n_heads: int
+    n_heads: int | None
     d_model: int
-    d_head: int
-    d_mlp: int
+    d_head: int | None
+    d_mlp: int | None
     d_embed: int
     n_ctx: int
     pooling: str
-    act_fn: str
-    eps: float
+    act_fn: str | None
+    eps: float | None
     device: torch.device
     dtype: torch.dtype
+    n_prefix_tokens: int = 0
+    d_pooled: int = 0
     image_size: tuple[int, int] | None = None
     patch_size: tuple[int, int] | None = None
     vocab_size: int | None = None
@@ -39,6 +46,11 @@ class TowerConfig:
     attn_only: bool = False
     parallel_attn_mlp: bool = False
     positional_embedding_type: str = "standard"
+    hooks: Literal["full", "residual"] = "full"
+
+    def __post_init__(self) -> None:
+        if not self.d_pooled:
+            object.__setattr__(self, "d_pooled", self.d_model)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values.

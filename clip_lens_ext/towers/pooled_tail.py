@@ -9,16 +9,20 @@ from torch import Tensor
 
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.towers.block import HookedBlock
+from clip_lens_ext.towers.families import Reading
 from clip_lens_ext.towers.live import any_live
 from clip_lens_ext.towers.tower import HookedTower
 
 
 def can_run_pooled(tower: HookedTower, hook_name: str) -> bool:
     """Whether `run_pooled` says what `run_from` says: near enough to the end, one token, and nobody listens."""
+    if tower.cfg.hooks != "full" or hook_name not in _starts(tower):
+        return False
+    last = cast(HookedBlock, tower.blocks[-1]).reading
     return (
-        hook_name in _starts(tower)
-        and tower.reading.pooled_token() is not None
-        and not cast(HookedBlock, tower.blocks[-1]).native.training  # it might drop something
+        tower.reading.pooled_token() is not None
+        and last.attention.absorbs_keys
+        and not last.native.training  # it might drop something
         and not any_live(tower.hook_points())
     )
 
@@ -43,10 +47,10 @@ def run_pooled(tower: HookedTower, hook_name: str, activation: Tensor, *, tokens
         >>> torch.allclose(pooled, tower.run_from(hook, activation), atol=1e-5)
         True
     """
-    block = cast(HookedBlock, tower.blocks[-1])
+    block, reading = cast(HookedBlock, tower.blocks[-1]), cast(Reading, tower.reading)
     at = _pooled_at(tower, activation, tokens)
     if _starts(tower)[hook_name] == "block":
-        return tower.project(block.at_token(activation, at, tower.reading.mask(tokens)))
+        return tower.project(block.at_token(activation, at, reading.mask(tokens)))
     own = activation[torch.arange(len(activation), device=activation.device), at]
     return tower.project(block.from_mid(own) if _starts(tower)[hook_name] == "mlp" else own)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -18,13 +18,14 @@ TOKEN_SCOPES: tuple[str, ...] = get_args(TokenScope)
 class TokenPositions:
     """The tokens of one scope, to take out of an activation and to put back.
 
-    - `"cls"`: token 0 of a vision tower; `"patches"`: the tokens after it; `"all"`: every token of either tower;
+    - `"cls"`: token 0 of a vision tower; `"patches"`: the tokens after the prefix; `"all"`: every token;
     - `"eot"`: the end-of-text token of a text tower, another position for each prompt;
     - `"pooled"`: the activation has no token axis (`hook_pooled`, `hook_embedding`).
 
     Args:
         scope: one of `TOKEN_SCOPES`.
         eot: position of the end-of-text token of each sample, `[batch]`; needed for `"eot"` alone.
+        n_prefix: tokens before the patches: 1 for a class token, 0 for SigLIP, more with registers.
 
     Example:
         >>> activation = torch.arange(12.0).reshape(1, 4, 3)
@@ -37,6 +38,7 @@ class TokenPositions:
 
     scope: TokenScope
     eot: Tensor | None = None
+    n_prefix: int = 1
 
     def __post_init__(self) -> None:
         if self.scope not in TOKEN_SCOPES:
@@ -54,6 +56,8 @@ class TokenPositions:
                 f"token scope {self.scope!r} needs [batch token d_model]; {hook_name} gives "
                 f"{list(activation.shape)}" + (": use 'pooled'" if activation.dim() == 2 else "")
             )
+        if self.scope == "cls" and self.n_prefix == 0:
+            raise InputError(f"token scope 'cls' needs a class token, and {hook_name} has none: use 'all' or 'pooled'")
         if self.scope == "eot" and (self.eot is None or len(self.eot) != len(activation)):
             found = "none" if self.eot is None else str(len(self.eot))
             raise InputError(
@@ -66,7 +70,7 @@ class TokenPositions:
         if self.scope == "cls":
             return activation[:, :1]
         if self.scope == "patches":
-            return activation[:, 1:]
+            return activation[:, self.n_prefix :]
         if self.scope == "eot":
             return activation[torch.arange(len(activation), device=activation.device), self._eot()][:, None]
         return activation
@@ -76,7 +80,7 @@ class TokenPositions:
         if self.scope == "cls":
             return torch.cat([rows, activation[:, 1:]], dim=1)
         if self.scope == "patches":
-            return torch.cat([activation[:, :1], rows], dim=1)
+            return torch.cat([activation[:, : self.n_prefix], rows], dim=1)
         if self.scope == "eot":
             index = (torch.arange(len(activation), device=activation.device), self._eot())
             return activation.index_put(index, rows[:, 0])
@@ -86,12 +90,13 @@ class TokenPositions:
         """Position in the sequence of each taken token, `[batch token]`; -1 for pooled vectors."""
         if self.scope == "eot":
             return self._eot().cpu()[:, None]
-        spans = {"cls": range(1), "patches": range(1, n_tokens), "all": range(n_tokens), "pooled": range(-1, 0)}
+        patches = range(self.n_prefix, n_tokens)
+        spans = {"cls": range(1), "patches": patches, "all": range(n_tokens), "pooled": range(-1, 0)}
         return torch.tensor(list(spans[self.scope])).expand(batch, -1)
 
     def select(self, samples: Tensor) -> TokenPositions:
         """The positions of some samples, by index `[n]`: for a batch of edited copies."""
-        return self if self.eot is None else TokenPositions(self.scope, self.eot[samples.to(self.eot.device)])
+        return self if self.eot is None else replace(self, eot=self.eot[samples.to(self.eot.device)])
 
     def _eot(self) -> Tensor:
         if self.eot is None:
@@ -104,14 +109,17 @@ def default_scope(activation: Tensor) -> TokenScope:
     return "pooled" if activation.dim() == 2 else "all"
 
 
-def select_tokens(activation: Tensor, scope: TokenScope, tokens: Tensor | None = None) -> Tensor:
+def select_tokens(
+    activation: Tensor, scope: TokenScope, tokens: Tensor | None = None, *, n_prefix: int = 1
+) -> Tensor:
     """The scope's tokens of an activation as rows `[row d]`, sample by sample.
 
     Args:
         activation: `[batch token d]`, or `[batch d]` for `"pooled"`.
         scope: which tokens.
         tokens: end-of-text position of each sample `[batch]`, for `"eot"` alone.
+        n_prefix: tokens before the patches.
     """
-    positions = TokenPositions(scope, tokens)
+    positions = TokenPositions(scope, tokens, n_prefix)
     positions.check(activation, "this hook")
     return positions.take(activation).reshape(-1, activation.shape[-1])

@@ -33,6 +33,14 @@ class Spec:
     causal: bool = False
     patch: tuple[int, int] = (0, 0)
     eos_id: int = -1
+    gelu_tanh: bool = False
+    prefix: Tensor | None = None
+    """Tokens before the patches `[n d_model]`, where `class_embedding` is not the only one."""
+    pad_id: int | None = None
+    """CoCa's text tower: the id that is masked, through a mask that is one place off (see its `correct_cls_mask`)."""
+    before_norm: Callable[[Tensor], Tensor] | None = None
+    head: Callable[[Tensor], Tensor] | None = None
+    """Pooling by attention: the native head itself, which has no hooks inside."""
 
 
 def spec_of(model: nn.Module) -> Spec:
@@ -101,6 +109,8 @@ class _Run:
                     scores[sample, head, query] = products / math.sqrt(d_head)
                     if self.spec.causal:
                         scores[sample, head, query, query + 1 :] = -math.inf
+                    for key in self.masked[sample] if self.masked else ():
+                        scores[sample, head, query, key] = -math.inf
         scores = self.see(f"{hooks}.hook_attn_scores", scores)
         weights = (scores - scores.amax(-1, keepdim=True)).exp()
         pattern = self.see(f"{hooks}.hook_pattern", weights / weights.sum(-1, keepdim=True))
@@ -124,6 +134,8 @@ class _Run:
             f"{hooks}.hook_pre", x @ self.weight(f"{native}.c_fc.weight").T + self.weight(f"{native}.c_fc.bias")
         )
         gate = 1 / (1 + (-1.702 * pre).exp()) if self.spec.quick_gelu else 0.5 * (1 + torch.erf(pre / math.sqrt(2)))
+        if self.spec.gelu_tanh:
+            gate = 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (pre + 0.044715 * pre**3)))
         post = self.see(f"{hooks}.hook_post", pre * gate)
         return post @ self.weight(f"{native}.c_proj.weight").T + self.weight(f"{native}.c_proj.bias")
 
@@ -146,20 +158,25 @@ class _Run:
 
     def embed(self, x: Tensor) -> Tensor:
         if self.spec.tower == "text":
-            return torch.stack([torch.stack([self.weight("token_embedding.weight")[int(i)] for i in row]) for row in x])
+            ends = [self.weight("cls_emb")] if "cls_emb" in self.spec.weights else []
+            return torch.stack(
+                [torch.stack([self.weight("token_embedding.weight")[int(i)] for i in row] + ends) for row in x]
+            )
         high, wide = self.spec.patch
         kernel = self.weight("conv1.weight")
         samples = []
         for picture in x.double():
-            tokens = [self.weight("class_embedding")]
+            tokens = [self.weight("class_embedding")] if self.spec.prefix is None else list(self.spec.prefix)
             for top in range(0, picture.shape[1], high):
                 for left in range(0, picture.shape[2], wide):
                     patch = picture[:, top : top + high, left : left + wide]
-                    tokens.append((patch * kernel).sum((1, 2, 3)))
+                    tokens.append((patch * kernel).sum((1, 2, 3)) + self.spec.weights.get("conv1.bias", 0.0))
             samples.append(torch.stack(tokens))
         return torch.stack(samples)
 
     def pool(self, x: Tensor, tokens: Tensor) -> Tensor:
+        if self.spec.head is not None:
+            return self.spec.head(x)
         rows = []
         for sample in range(len(x)):
             if self.spec.pool == "avg":
@@ -183,12 +200,20 @@ class _Run:
     def __call__(self, x: Tensor) -> Tensor:
         final = "ln_post" if self.spec.tower == "vision" else "ln_final"
         stream = self.see("hook_embed", self.embed(x))
-        positions = self.weight("positional_embedding")[None].expand(len(x), -1, -1)
+        self.masked: list[list[int]] = []
+        if self.spec.pad_id is not None:
+            # One place off: the mask of the ids begins at the second key, and the class token is never masked.
+            self.masked = [[i + 1 for i, token in enumerate(row) if int(token) == self.spec.pad_id] for row in x]
+        positions = self.weight("positional_embedding")
+        missing = torch.zeros(stream.shape[1] - len(positions), stream.shape[2], dtype=torch.float64)
+        positions = torch.cat([missing, positions])[None].expand(len(x), -1, -1)
         stream = self.see("hook_full_embed", stream + self.see("hook_pos_embed", positions))
         if "ln_pre.weight" in self.spec.weights:
             stream = self.layer_norm(stream, "ln_pre", "ln_pre")
         for layer in range(self.spec.n_layers):
             stream = self.block(stream, layer)
+        if self.spec.before_norm is not None:
+            stream = self.spec.before_norm(stream)
         if self.spec.ln_after_pool:
             pooled = self.layer_norm(self.pool(stream, x), "ln_final", final)
         else:

@@ -114,11 +114,8 @@ def vision_transformer(**settings: Any) -> nn.Module:
     [
         (Unknown, "no tower family reads a .*Unknown"),
         (lambda: nn.Linear(2, 2), "no tower family reads a torch.*Linear"),
-        (lambda: vision_transformer(attentional_pool=True, attn_pooler_heads=5), "attentional pooling"),
         (lambda: vision_transformer(pool_type="none"), "pool_type 'none'"),
         (lambda: vision_transformer(qk_norm=True), "block 0 of the vision tower is a CustomResidualAttentionBlock"),
-        (lambda: text_transformer(embed_cls=True), "class token"),
-        (lambda: text_transformer(no_causal_mask=True, use_pad_mask=True), "padding mask"),
         (lambda: text_transformer(pool_type="none"), "pool_type 'none'"),
         (lambda: text_transformer(scale_heads=True), "block 0 of the text tower"),
     ],

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import nn
 
-from clip_lens_ext.towers.families.open_clip_text import FlattenedText, TextReading
+from clip_lens_ext.towers.families.open_clip_text import TextReading
 from clip_lens_ext.towers.families.open_clip_vision import VisionReading
 from clip_lens_ext.towers.families.reading import Reading
+from clip_lens_ext.towers.families.views import FlattenedText
+
+NAME = "open_clip"
 
 
 def matches(native: nn.Module) -> bool:
     """Whether this family reads the module."""
-    return isinstance(native, VisionTransformer | TextTransformer | CLIP | FlattenedText)
+    return isinstance(native, VisionTransformer | TextTransformer | FlattenedText)
 
 
 def read(native: nn.Module) -> Reading:
@@ -22,8 +24,4 @@ def read(native: nn.Module) -> Reading:
     Raises:
         UnsupportedModelError: the module is of this family but has a part that is not read.
     """
-    if isinstance(native, VisionTransformer):
-        return VisionReading(native)
-    if isinstance(native, CLIP):
-        native = FlattenedText(native)
-    return TextReading(native)
+    return VisionReading(native) if isinstance(native, VisionTransformer) else TextReading(native)
