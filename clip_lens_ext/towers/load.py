@@ -1,28 +1,28 @@
-"""`load_clip`: a name, a weight file or a live model becomes a `HookedCLIP`; weights are loaded whole or not at all."""
+"""`load_clip`: a name, a path or a live model becomes a `HookedCLIP`; weights are loaded whole or not at all."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.convert import convert_state_dict
-from open_clip.factory import load_state_dict
-from open_clip.model import CLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from torch import Tensor, nn
+from torch import nn
 
 from clip_lens_ext.errors import LoadError, near
+from clip_lens_ext.towers import from_hugging_face, from_open_clip
 from clip_lens_ext.towers.clip import HookedCLIP, Preprocess, Tokenizer
+from clip_lens_ext.towers.from_hub import fetch
+from clip_lens_ext.towers.source import Loaded
+from clip_lens_ext.towers.weights import SUFFIXES
 
 OPENAI_VOCAB_SIZE = 49408  # of the byte-pair encoding that open_clip's SimpleTokenizer has
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+HUB = "hf-hub:"
 
 
 def load_clip(
-    model: str | nn.Module,
+    model: str | Path | nn.Module,
     pretrained: str | Path | None = None,
     *,
     device: str | torch.device | None = None,
@@ -33,21 +33,28 @@ def load_clip(
     """A CLIP model with hooked towers.
 
     Args:
-        model: an open_clip model name (`"ViT-B-32"`), a name with its tag (`"ViT-B-32/laion2b_s34b_b79k"`) or with a
-            weight file (`"ViT-B-32/weights.safetensors"`), or a live open_clip `CLIP` or `VisionTransformer`.
+        model: one of
+
+            - an open_clip model name with its tag or weight file, as two arguments or as one:
+              `"ViT-B-32", "laion2b_s34b_b79k"`, `"ViT-B-32/laion2b_s34b_b79k"`, `"ViT-B-32/weights.safetensors"`;
+            - `"hf-hub:org/name"` or `"org/name"`: a repository of the Hugging Face hub, from the local cache or
+              fetched. With `hf-hub:` the config of open_clip is preferred where there are two, else transformers';
+            - a local folder with `open_clip_config.json`, or with `config.json` of a CLIP or SigLIP of transformers;
+            - a live model: open_clip's `CLIP`, `CustomTextCLIP`, `CoCa`, transformers' `CLIPModel`, `SiglipModel`, or
+              a vision tower of one of them.
         pretrained: the tag, or the path of a weight file: safetensors, or a torch file that loads with
             `weights_only=True`. A file with the vision tower alone gives a model whose `text` is None.
         device: where to put it; None leaves a live model where it is, and means the CPU for a loaded one.
         dtype: floating type of the weights; None leaves them as they are.
-        preprocess: instead of the model's own preprocessing.
-        tokenizer: instead of the model's own tokenizer.
+        preprocess: instead of the checkpoint's own preprocessing.
+        tokenizer: instead of the checkpoint's own tokenizer.
 
     Returns:
         `HookedCLIP` in evaluation mode; a live model keeps the mode it is in.
 
     Raises:
-        LoadError: an unknown name or tag, a missing, broken or unfitting weight file, or weights that cannot be
-            fetched. Nothing is ever left at its random initial values.
+        LoadError: an unknown name or tag, a missing, broken or unfitting weight file, the wrong activation for a tag,
+            or weights that cannot be fetched; it lists what was tried. Nothing is left at its random initial values.
         UnsupportedModelError: a live module of a kind that no family reads.
 
     Example:
@@ -63,147 +70,84 @@ def load_clip(
     if isinstance(model, nn.Module):
         if pretrained is not None:
             raise LoadError("a live model has its weights already: pass pretrained= only with a model name")
-        clip = _wrap(model, type(model).__name__, preprocess, tokenizer)
+        loaded = Loaded(model, type(model).__name__)
     else:
-        name, source = _split_name(str(model), None if pretrained is None else str(pretrained))
-        native = _from_file(name, Path(source)) if _is_file_name(source) else _from_tag(name, source)
-        if tokenizer is None and isinstance(native, CLIP):
-            tokenizer = open_clip.get_tokenizer(name)
-        clip = _wrap(native.eval(), f"{name}/{Path(source).name}", preprocess, tokenizer)
+        loaded = _resolve(str(model), None if pretrained is None else str(pretrained))
+    clip = HookedCLIP(
+        loaded.native,
+        preprocess=preprocess or loaded.preprocess or _native_preprocess(loaded.native),
+        tokenizer=tokenizer or loaded.tokenizer,
+        model_name=loaded.model_name,
+    )
+    if clip.tokenizer is None and clip.text is not None and _is_openai_text(clip):
+        clip.tokenizer = open_clip.SimpleTokenizer(context_length=clip.text.cfg.n_ctx)
     return clip.to(device=device, dtype=dtype)
 
 
-def _wrap(native: nn.Module, model_name: str, preprocess: Preprocess | None, tokenizer: Tokenizer | None) -> HookedCLIP:
-    clip = HookedCLIP(native, preprocess=preprocess, tokenizer=tokenizer, model_name=model_name)
-    if preprocess is None:
-        visual: Any = clip.vision.native
-        settings = PreprocessCfg(**{"size": visual.image_size, **getattr(visual, "preprocess_cfg", {})})
-        clip.preprocess = image_transform_v2(settings, is_train=False)
-    if tokenizer is None and clip.text is not None and clip.text.cfg.vocab_size == OPENAI_VOCAB_SIZE:
-        clip.tokenizer = open_clip.SimpleTokenizer(context_length=clip.text.cfg.n_ctx)
-    return clip
-
-
-def _split_name(model: str, pretrained: str | None) -> tuple[str, str]:
-    """The open_clip model name, and the tag or weight file."""
+def _resolve(model: str, pretrained: str | None) -> Loaded:
+    """Find out what a string means, and load that; there is one meaning, or an error that lists what was tried."""
     names = open_clip.list_models()
-    if pretrained is None and "/" in model:
-        model, pretrained = model.split("/", 1)
-    if model not in names:
-        raise LoadError(f"no open_clip model is called {model!r}{near(model, names)}; see open_clip.list_models()")
-    if pretrained is None:
+    name, _, rest = model.partition("/")
+    if model in names and pretrained is not None:
+        return _named(model, pretrained)
+    if name in names and rest and pretrained is None:
+        return _named(name, rest)
+    if model in names:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise LoadError(
             f"which weights of {model}? Pass a tag ({', '.join(tags) or 'none is published'}) or the path of a "
             "weight file; without weights the model would be random"
         )
-    return model, pretrained
-
-
-def _is_file_name(source: str) -> bool:
-    return source.endswith(WEIGHT_SUFFIXES) or "/" in source or Path(source).exists()
-
-
-def _from_tag(name: str, tag: str) -> CLIP:
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    known = open_clip.get_pretrained_cfg(name, tag)
-    if not known:
+    if pretrained is not None:
+        raise LoadError(f"no open_clip model is called {model!r}{near(model, names)}; see open_clip.list_models()")
+    folder = Path(model).expanduser()
+    if model and folder.is_dir():
+        return _from_folder(folder)
+    if folder.is_file():
         raise LoadError(
-            f"open_clip has no weights {tag!r} for {name}{near(tag, tags)}; it has: {', '.join(tags) or 'none'}; "
-            "a weight file is passed by its path"
+            f"{model} is a weight file, and does not say of which model: pass load_clip(NAME, {model!r}) with the name "
+            "of an open_clip model, or the folder that also has its config"
         )
-    _check_activation(name, tag, known)
-    try:
-        return open_clip.create_model(name, pretrained=tag, require_pretrained=True)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise LoadError(
-            f"the weights of {name}/{tag} could not be loaded: {error}\nThey are in no local cache, or the "
-            f"cache is broken. Fetch them once where there is a network: open_clip.create_model({name!r}, "
-            f"pretrained={tag!r}); or pass the path of a weight file"
-        ) from error
+    repo = model.removeprefix(HUB)
+    if repo.count("/") == 1 and not model.startswith((".", "/", "~")) and not repo.endswith(SUFFIXES):
+        try:
+            found, config = fetch(repo, open_clip_first=model.startswith(HUB))
+        except LoadError as error:
+            hint = near(name, names)
+            raise LoadError(f"{error}" + (f"\nAs an open_clip model{hint}" if hint else "")) from error
+        library = from_open_clip if config == from_open_clip.CONFIG else from_hugging_face
+        return library.from_folder(found, repo)
+    raise LoadError(
+        f"no open_clip model is called {name!r}{near(name, names)}; see open_clip.list_models(). Tried as well: a "
+        f"folder or file at {folder} (there is none), a hub repository (its name is 'org/name')"
+    )
 
 
-def _check_activation(name: str, tag: str, published: dict[str, Any]) -> None:
-    """Raise `LoadError` where a tag was trained with the other one of GELU and QuickGELU."""
-    quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
-    # A tag without the word is of GELU, but for architectures that exist with QuickGELU alone.
-    stated = published.get("quick_gelu", quick and not name.endswith("-quickgelu"))
-    if quick != bool(stated):
-        other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
-        advice = (
-            f"Use {other!r}"
-            if other in open_clip.list_models()
-            else f"open_clip has no {other!r}: build it with open_clip.create_model({name!r}, pretrained={tag!r}, "
-            f"force_quick_gelu={not quick}) and pass the live model"
-        )
-        raise LoadError(
-            f"{tag!r} was trained with {'GELU' if quick else 'QuickGELU'}, and {name} has "
-            f"{'QuickGELU' if quick else 'GELU'}: every score would be off without a word. {advice}"
-        )
+def _named(name: str, source: str) -> Loaded:
+    is_file = source.endswith(SUFFIXES) or "/" in source or Path(source).exists()
+    return from_open_clip.from_file(name, Path(source)) if is_file else from_open_clip.from_tag(name, source)
 
 
-def _from_file(name: str, path: Path) -> nn.Module:
-    if not path.is_file():
-        raise LoadError(f"no weight file at {path}" + (": it is a folder" if path.is_dir() else ""))
-    weights = _read_weights(path)
-    random_model: Any = _build(name)
-    vision_keys = set(random_model.visual.state_dict())
-    if set(weights) == vision_keys:
-        return _filled(random_model.visual, weights, path, f"{name}'s vision tower")
-    if {key.removeprefix("visual.") for key in weights} == vision_keys and all(
-        key.startswith("visual.") for key in weights
-    ):
-        stripped = {key.removeprefix("visual."): value for key, value in weights.items()}
-        return _filled(random_model.visual, stripped, path, f"{name}'s vision tower")
-    weights = convert_state_dict(random_model, weights)
-    scale = weights.get("logit_scale")
-    if scale is not None and scale.numel() == 1:  # scalar in some files, one element in others: the same number
-        weights["logit_scale"] = scale.reshape(random_model.logit_scale.shape)
-    return _filled(random_model, weights, path, name)
+def _from_folder(folder: Path) -> Loaded:
+    for library in (from_open_clip, from_hugging_face):
+        if (folder / library.CONFIG).is_file():
+            return library.from_folder(folder, folder.resolve().name)
+    found = sorted(path.name for path in folder.iterdir())[:5]
+    raise LoadError(
+        f"{folder} holds no model: looked for {from_open_clip.CONFIG} and {from_hugging_face.CONFIG}, "
+        f"found {', '.join(found) or 'nothing'}"
+    )
 
 
-def _build(name: str) -> nn.Module:
-    # open_clip warns that nothing is pretrained: here the weights come next, and strictly.
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        return open_clip.create_model(name, pretrained=None, pretrained_text=False)
-    finally:
-        logging.disable(level)
+def _native_preprocess(native: nn.Module) -> Preprocess | None:
+    """What open_clip says of a model of its own; transformers' models say nothing of their pictures."""
+    visual: Any = getattr(native, "visual", native)
+    if not hasattr(visual, "image_size"):
+        return None
+    settings = PreprocessCfg(**{"size": visual.image_size, **getattr(visual, "preprocess_cfg", {})})
+    return image_transform_v2(settings, is_train=False)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        weights: Any = load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors each have their own; none of them is ours
-        raise LoadError(f"{path} is no readable weight file: {type(error).__name__}: {error}") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise LoadError(f"{path} holds no state dict of tensors")
-    return weights
-
-
-def _filled(module: nn.Module, weights: dict[str, Tensor], path: Path, what: str) -> nn.Module:
-    """The module with all of its weights from the file: every key, every shape, every value finite."""
-    expected = module.state_dict()
-    missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
-    if missing or extra:
-        raise LoadError(
-            f"{path} does not hold {what}: {len(missing)} weights are missing ({_some(missing)}), "
-            f"{len(extra)} are unknown ({_some(extra)})"
-        )
-    wrong = [
-        f"{key} is {list(weights[key].shape)} instead of {list(value.shape)}"
-        for key, value in expected.items()
-        if weights[key].shape != value.shape
-    ]
-    if wrong:
-        raise LoadError(f"{path} does not hold {what}: {_some(wrong)}")
-    broken = [key for key, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if broken:
-        raise LoadError(f"{path} holds NaN or infinite weights: {_some(broken)}")
-    module.load_state_dict(weights, strict=True)
-    return module
-
-
-def _some(items: list[str], n: int = 3) -> str:
-    return ", ".join(items[:n]) + (", ..." if len(items) > n else "") if items else "none"
+def _is_openai_text(clip: HookedCLIP) -> bool:
+    assert clip.text is not None
+    return clip.text.cfg.family == "open_clip" and clip.text.cfg.vocab_size == OPENAI_VOCAB_SIZE

@@ -339,7 +339,7 @@ def test_wrong_activation_is_refused_before_anything_is_fetched(name: str, tag: 
 
 def test_the_wrong_activation_names_a_model_that_exists() -> None:
     """For every published pair that is refused, what the message says to use can be used."""
-    from clip_lens_ext.towers.load import _from_tag
+    from clip_lens_ext.towers.from_open_clip import from_tag
 
     native = [
         name
@@ -354,7 +354,7 @@ def test_the_wrong_activation_names_a_model_that_exists() -> None:
         if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]:
             continue  # no tower family reads these
         with pytest.raises(LoadError) as error:
-            _from_tag(name, tag)
+            from_tag(name, tag)
         other = str(error.value).split("Use '")[1].rstrip("'")
         assert tag in open_clip.list_pretrained_tags_by_model(other), (name, tag, other)
         refused += 1
@@ -362,12 +362,12 @@ def test_the_wrong_activation_names_a_model_that_exists() -> None:
 
 
 def test_the_activation_that_nobody_built() -> None:
-    from clip_lens_ext.towers.load import _check_activation
+    from clip_lens_ext.towers.from_open_clip import check_activation
 
     # Published with QuickGELU in its config and no word in its tag: the config is the truth.
-    _check_activation("roberta-ViT-B-32", "laion2b_s12b_b32k", {})
+    check_activation("roberta-ViT-B-32", "laion2b_s12b_b32k", {})
     with pytest.raises(LoadError, match=r"no 'ViT-bigG-14-CLIPA-quickgelu': .*force_quick_gelu=True"):
-        _check_activation("ViT-bigG-14-CLIPA", "some_tag", {"quick_gelu": True})
+        check_activation("ViT-bigG-14-CLIPA", "some_tag", {"quick_gelu": True})
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
