@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 REAL ?= ../shared/real
 
-.PHONY: demo test check bench real weights clean
+.PHONY: demo test test-tl4 check bench real models weights clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,15 @@ demo: $(VENV)/.user   ## the main job on the planted world, offline: a table, an
 test: $(VENV)/.test   ## every test and doctest
 	$(BIN)/python -m pytest -q
 
+$(VENV)-tl4/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-tl4
+	$(VENV)-tl4/bin/python -m pip install --quiet --disable-pip-version-check 'transformer_lens>=4' \
+		'open_clip_torch>=3.3' 'transformers>=5.6' 'pytest>=8.0' 'hypothesis>=6.100'
+	@touch $@
+
+test-tl4: $(VENV)-tl4/.done ## the towers on the newest TransformerLens 4.x, where sae_lens does not install yet
+	$(VENV)-tl4/bin/python -m pytest -q tests/towers
+
 check: $(VENV)/.dev   ## ruff, types, tests, doctests, documentation
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -40,8 +49,11 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the folder with its weights script and photos
 	$(BIN)/python -m benchmarks.real_clip --data $(REAL)
 
+models: $(VENV)/.dev  ## builds every model of open_clip without weights, and writes which hooks it has into docs/models.md
+	$(BIN)/python -m benchmarks.models
+
 weights: $(VENV)/.dev ## trains the planted world's CLIP and SAEs again, as they ship for seed 0
 	$(BIN)/python -m clip_lens_ext.planted.train --seed 0 --out clip_lens_ext/planted/weights
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) $(VENV)-tl4 demo build *.egg-info

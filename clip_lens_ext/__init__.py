@@ -1,29 +1,53 @@
 """CLIP as a first-class model of the TransformerLens and SAELens ecosystem."""
 
-from clip_lens_ext import planted
-from clip_lens_ext.attribution import (
-    Attribution,
-    Faithfulness,
-    Site,
-    Target,
-    activation_energy,
-    attribution_patching,
-    direction_target,
-    exact_ablation,
-    faithfulness,
-    logit_lens,
-    open_site,
-    random_attribution,
-    text_target,
-)
-from clip_lens_ext.data import image_batches, read_image
-from clip_lens_ext.errors import ClipLensError, HookNameError, InputError, LoadError, UnsupportedModelError
-from clip_lens_ext.explain import explain_images
-from clip_lens_ext.explanation import Decision, Explanation
-from clip_lens_ext.planted import PlantedWorld, planted_clip, planted_sae
-from clip_lens_ext.saes import SparseCodes, encode, formats, load_sae, train_sae
-from clip_lens_ext.semantics import LatentReferences, References, collect_references
-from clip_lens_ext.towers import HookedCLIP, HookedTower, load_clip
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip_lens_ext import planted
+    from clip_lens_ext.attribution import (
+        Attribution,
+        Faithfulness,
+        Site,
+        Target,
+        activation_energy,
+        attribution_patching,
+        direction_target,
+        exact_ablation,
+        faithfulness,
+        logit_lens,
+        open_site,
+        random_attribution,
+        text_target,
+    )
+    from clip_lens_ext.data import image_batches, read_image
+    from clip_lens_ext.errors import ClipLensError, HookNameError, InputError, LoadError, UnsupportedModelError
+    from clip_lens_ext.explain import explain_images
+    from clip_lens_ext.explanation import Decision, Explanation
+    from clip_lens_ext.planted import PlantedWorld, planted_clip, planted_sae
+    from clip_lens_ext.saes import SparseCodes, encode, formats, load_sae, train_sae
+    from clip_lens_ext.semantics import LatentReferences, References, collect_references
+    from clip_lens_ext.towers import HookedCLIP, HookedTower, load_clip, register_family
+
+# Looked up when they are first used: the towers work without sae_lens, and a script pays for what it uses.
+_HOMES = {
+    "attribution": (
+        "Attribution", "Faithfulness", "Site", "Target", "activation_energy", "attribution_patching",
+        "direction_target", "exact_ablation", "faithfulness", "logit_lens", "open_site", "random_attribution",
+        "text_target",
+    ),
+    "data": ("image_batches", "read_image"),
+    "errors": ("ClipLensError", "HookNameError", "InputError", "LoadError", "UnsupportedModelError"),
+    "explain": ("explain_images",),
+    "explanation": ("Decision", "Explanation"),
+    "planted": ("PlantedWorld", "planted_clip", "planted_sae"),
+    "saes": ("SparseCodes", "encode", "formats", "load_sae", "train_sae"),
+    "semantics": ("LatentReferences", "References", "collect_references"),
+    "towers": ("HookedCLIP", "HookedTower", "load_clip", "register_family"),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Attribution",
@@ -62,6 +86,22 @@ __all__ = [
     "planted_sae",
     "random_attribution",
     "read_image",
+    "register_family",
     "text_target",
     "train_sae",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "planted":
+        return import_module("clip_lens_ext.planted")
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'clip_lens_ext' has no attribute {name!r}")
+    value = getattr(import_module(f"clip_lens_ext.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -39,6 +40,16 @@ def register_splice(make: Callable[..., Splice]) -> None:
     """Say what `add_sae` attaches: called once by `clip_lens_ext.saes`."""
     global _make_splice
     _make_splice = make
+
+
+def _splice_maker() -> Callable[..., Splice]:
+    if _make_splice is None:
+        try:
+            import_module("clip_lens_ext.saes")  # it registers; the layers below know nothing of it
+        except ImportError as error:
+            raise ClipLensError(f"SAEs need sae_lens, which does not import: {error}") from error
+    assert _make_splice is not None  # clip_lens_ext.saes has registered it
+    return _make_splice
 
 
 @dataclass(eq=False)
@@ -129,9 +140,7 @@ class SAECalls(HookedRootModule):
             HookNameError: the tower has no such hook.
             InputError: the SAE's width does not fit the hook, or it is attached elsewhere.
         """
-        if _make_splice is None:
-            raise ClipLensError("SAEs need sae_lens: import clip_lens_ext.saes first")
-        splice = _make_splice(
+        splice = _splice_maker()(
             self,
             sae,
             use_error_term=use_error_term,

@@ -16,6 +16,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 from transformers import (
@@ -27,6 +28,8 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    M2M100Config,
+    MT5Config,
     RobertaConfig,
     Siglip2TextConfig,
     Siglip2TextModel,
@@ -248,18 +251,41 @@ def timm_by_name(name: str, size: int, pool: str = "avg") -> TimmModel:
     return TimmModel(name, EMBED_DIM, image_size=size, pool=pool, proj="linear")
 
 
+def swin() -> TimmModel:
+    """A Swin transformer, whose blocks see `[batch height width channel]`."""
+    model = timm_model(None)
+    model.trunk = SwinTransformer(
+        img_size=64, patch_size=4, window_size=4, embed_dim=24, depths=(2, 1), num_heads=(2, 3), num_classes=EMBED_DIM
+    )
+    model.image_size = (64, 64)
+    return model
+
+
 def resnet() -> ModifiedResNet:
     """OpenAI's ResNet, small."""
     return ModifiedResNet((1, 2, 1, 1), output_dim=EMBED_DIM, heads=4, image_size=64, width=8)
 
 
-def hf_encoder() -> HFTextEncoder:
-    """RoBERTa inside open_clip."""
-    config = RobertaConfig(
-        vocab_size=50, hidden_size=40, num_hidden_layers=2, num_attention_heads=4, intermediate_size=60,
-        max_position_embeddings=12, pad_token_id=1, type_vocab_size=1,
-    )  # fmt: skip
-    return HFTextEncoder("roberta", EMBED_DIM, config=config, pooler_type="mean_pooler", proj_type="mlp")
+def hf_encoder(kind: str) -> HFTextEncoder:
+    """A Hugging Face encoder inside open_clip."""
+    sizes = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 40}
+    configs: dict[str, Any] = {
+        "roberta": lambda: RobertaConfig(
+            **sizes, intermediate_size=60, max_position_embeddings=12, pad_token_id=1, type_vocab_size=1
+        ),
+        "mt5": lambda: MT5Config(
+            vocab_size=50, d_model=40, d_kv=10, d_ff=60, num_layers=2, num_heads=4, pad_token_id=0
+        ),
+        "nllb": lambda: M2M100Config(
+            vocab_size=50, d_model=40, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=60,
+            decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=60, max_position_embeddings=12, pad_token_id=1,
+        ),
+    }  # fmt: skip
+    config = configs[kind]()
+    model = HFTextEncoder(kind, EMBED_DIM, config=config, pooler_type="mean_pooler", proj_type="mlp")
+    if config.is_encoder_decoder:
+        model.transformer = model.transformer.encoder  # as open_clip does where it fetches the weights
+    return model
 
 
 _RECT = (24, 32)
@@ -303,7 +329,10 @@ RESIDUAL = [
     Case("convnext", "vision", lambda: timm_by_name("test_convnext", 160), size=(160, 160)),
     Case("fastvit", "vision", lambda: timm_by_name("fastvit_t8", 64), size=(64, 64)),
     Case("eva", "vision", lambda: timm_by_name("eva02_tiny_patch14_224", 224, "token"), size=(224, 224)),
-    Case("roberta", "text", hf_encoder, pad_id=1, n_ids=10),
+    Case("swin", "vision", swin, size=(64, 64)),
+    Case("roberta", "text", lambda: hf_encoder("roberta"), pad_id=1, n_ids=10),
+    Case("mt5", "text", lambda: hf_encoder("mt5"), n_ids=77),
+    Case("nllb", "text", lambda: hf_encoder("nllb"), pad_id=1, n_ids=12),
 ]
 BY_NAME = {case.name: case for case in (*FULL, *RESIDUAL)}
 

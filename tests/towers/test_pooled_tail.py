@@ -80,6 +80,7 @@ def test_prompts_are_needed_where_they_say_which_token() -> None:
 
 def test_ablation_with_a_listener_is_that_without() -> None:
     """A hook that changes nothing sends exact ablation through the whole tail: another path to the same numbers."""
+    pytest.importorskip("sae_lens")
     clip, sae, world = cle.planted_clip(), cle.planted_sae(), cle.PlantedWorld(0)
     pixels = cle.planted.normalise(world.sample(1, seed=3, split="test").images)
     target = cle.text_target(clip, world.prompts()[0])
