@@ -60,8 +60,8 @@ class Listen:
         with self._listening(tower, 0, len(self.splits)):
             return fire(tower.hook_embedding, self.reading.native_forward(x))
 
-    def run_to(self, tower: HookedTower, x: Tensor, hook_name: str) -> Tensor:
-        """The value that enters a hook."""
+    def run_to(self, tower: HookedTower, x: Tensor, hook_name: str, *, detach: bool = False) -> Tensor:
+        """The value that enters a hook; whoever wants no graph of it takes it off."""
         at = self.splits.index(hook_name)
         with self._listening(tower, 0, at):
             if hook_name == "hook_embedding":

@@ -54,6 +54,15 @@ def register_family(
         raise InputError(f"the tower family {name!r} does not run on its example: {error}") from error
 
 
+def unregister_family(name: str) -> None:
+    """Forget a family of your own. Towers that were made with it go on working.
+
+    Raises:
+        InputError: no family of yours has this name.
+    """
+    remove_family(name)
+
+
 @torch.no_grad()
 def _try(name: str, tower: HookedTower, inputs: Tensor) -> None:
     expected = tower.reading.native_forward(inputs)

@@ -18,6 +18,7 @@ from clip_lens_ext.towers.families import Reading, TowerReading, read_tower
 from clip_lens_ext.towers.families.listened import ListenedReading
 from clip_lens_ext.towers.hook_calls import HookCalls
 from clip_lens_ext.towers.listen import Listen
+from clip_lens_ext.towers.live import fire
 from clip_lens_ext.towers.memory import PrefixMemory
 from clip_lens_ext.towers.norm import HookedNorm
 from clip_lens_ext.towers.sae_calls import SAECalls
@@ -81,19 +82,30 @@ class HookedTower(SAECalls, HookCalls, HookedRootModule):
         """Sizes and kinds of the tower, with the device and dtype that it has now."""
         return replace(self._cfg, device=self.reading.device, dtype=self.reading.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, stop_at_layer: int | None = None) -> Tensor:
         """The un-normalised embedding `[batch d_embed]`.
 
         Args:
             x: a vision tower takes pictures `[batch 3 height width]` as `clip.preprocess` makes them, a text tower
                 token ids `[batch n_ctx]` as `clip.tokenize` makes them.
+            stop_at_layer: as in TransformerLens: give the residual stream `[batch token d_model]` before this block and
+                run nothing after it. Negative numbers count from the end; the number of blocks means after the last.
 
         Raises:
-            InputError: wrong shape, dtype or device, NaN or infinite pixels, token ids out of range.
+            InputError: wrong shape, dtype or device, NaN or infinite pixels, token ids out of range, no such block.
         """
         self._check_input(x)
         with self._running(x):
-            return self._pass.forward(self, x)
+            if stop_at_layer is None:
+                return self._pass.forward(self, x)
+            n_layers = len(self.blocks)
+            layer = stop_at_layer + n_layers if stop_at_layer < 0 else stop_at_layer
+            if not 0 <= layer <= n_layers:
+                raise InputError(f"stop_at_layer={stop_at_layer}: this tower has {n_layers} blocks")
+            if layer < n_layers:
+                return self._pass.run_to(self, x, f"blocks.{layer}.hook_resid_pre")
+            last = f"blocks.{n_layers - 1}.hook_resid_post"
+            return fire(self.hook_dict[last], self._pass.run_to(self, x, last))
 
     def run_to(self, x: Tensor, hook_name: str) -> Tensor:
         """The prefix: the activation that enters a hook, without gradients. Nothing after the hook is run.
@@ -114,7 +126,7 @@ class HookedTower(SAECalls, HookCalls, HookedRootModule):
         self.check_hook_name(hook_name)
         self._check_input(x)
         with self._running(x):
-            found = self._pass.run_to(self, x, hook_name)
+            found = self._pass.run_to(self, x, hook_name, detach=True)
         needed_gradient = found.requires_grad
         found = found.detach().requires_grad_(False)
         if needed_gradient:

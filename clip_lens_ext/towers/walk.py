@@ -47,10 +47,10 @@ class Walk:
         """The embedding."""
         return self._walk(tower, self.reading.embed(x), 0, len(self.splits), x)
 
-    def run_to(self, tower: HookedTower, x: Tensor, hook_name: str) -> Tensor:
-        """The value that enters a hook, with the graph of its last step alone."""
+    def run_to(self, tower: HookedTower, x: Tensor, hook_name: str, *, detach: bool = False) -> Tensor:
+        """The value that enters a hook; with `detach` its graph is that of the last step alone."""
         if hook_name in self.splits:
-            return self._walk(tower, self.reading.embed(x), 0, self.splits.index(hook_name), x, detach=True)
+            return self._walk(tower, self.reading.embed(x), 0, self.splits.index(hook_name), x, detach=detach)
         return self._capture(tower, x, hook_name)
 
     def run_from(self, tower: HookedTower, hook_name: str, activation: Tensor, tokens: Tensor | None) -> Tensor:

@@ -297,3 +297,22 @@ def test_the_lens_of_an_attention_pool_sees_one_token(name: str) -> None:
     rows = torch.randn(3, tower.cfg.d_model, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     expected = tower.run_from(last, rows[:, None].repeat(1, tower.cfg.n_ctx, 1))
     torch.testing.assert_close(tower.project(rows), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_stop_at_layer(name: str) -> None:
+    tower: Any = HookedTower(model_of(name))
+    x, n_layers = BY_NAME[name].inputs(dtype=torch.float64), tower.cfg.n_layers
+    halve = (f"blocks.{n_layers - 1}.hook_resid_post", lambda activation, hook: activation * 0.5)
+    _, whole = tower.run_with_cache(x)
+    for layer in (0, 1, -1, n_layers):
+        stream, cache = tower.run_with_cache(x, stop_at_layer=layer)
+        point = halve[0] if layer == n_layers else f"blocks.{layer % n_layers}.hook_resid_pre"
+        torch.testing.assert_close(stream, whole[point], rtol=0, atol=0)
+        ran = [key for key, _ in cache.items() if key.startswith("blocks.")]
+        assert all(int(key.split(".")[1]) < (layer if layer >= 0 else n_layers + layer) for key in ran)
+        assert stream.requires_grad == tower(x).requires_grad
+    with tower.hooks([halve]):
+        assert error(tower(x, stop_at_layer=n_layers), 0.5 * whole[halve[0]]) <= fine(name)
+    with pytest.raises(InputError, match="blocks"):
+        tower(x, stop_at_layer=n_layers + 1)

@@ -11,17 +11,17 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 
 from clip_lens_ext.towers.config import TowerConfig
 from clip_lens_ext.towers.families.attentions import CAUSAL, Mask
+from clip_lens_ext.towers.families.defaults import ReadingDefaults
 from clip_lens_ext.towers.families.hugging_face_blocks import HuggingFaceBlock, sizes
 from clip_lens_ext.towers.families.inputs import check_tokens
 from clip_lens_ext.towers.families.reading import PooledToken
 from clip_lens_ext.towers.families.views import HuggingFaceText
 
 
-class HuggingFaceTextReading:
+class HuggingFaceTextReading(ReadingDefaults):
     """`CLIPTextModel`, `SiglipTextModel`, with their projection where the class or the whole model has one."""
 
     tower: Literal["text"] = "text"
-    ln_after_pool = False
 
     def __init__(self, native: nn.Module) -> None:
         self.native: Any = native
@@ -52,16 +52,8 @@ class HuggingFaceTextReading:
         return self._blocks
 
     @property
-    def ln_pre(self) -> None:
-        return None
-
-    @property
     def ln_final(self) -> nn.LayerNorm:
         return self._model.final_layer_norm
-
-    @property
-    def checkpointed(self) -> bool:
-        return False  # the native layer does it when it is called
 
     @property
     def device(self) -> torch.device:
@@ -107,9 +99,6 @@ class HuggingFaceTextReading:
         embeddings = self._model.embeddings
         return embeddings.position_embedding(embeddings.position_ids[:, : embedded.shape[1]])[0]
 
-    def after_embedding(self, x: Tensor) -> Tensor:
-        return x
-
     def mask(self, tokens: Tensor | None) -> Mask:
         config = self._model.config
         # The same for every prompt: the native call without an attention mask of the user's.
@@ -118,9 +107,6 @@ class HuggingFaceTextReading:
             return create_bidirectional_mask(config=config, inputs_embeds=like, attention_mask=None)
         mask = create_causal_mask(config=config, inputs_embeds=like, attention_mask=None, past_key_values=None)
         return CAUSAL if mask is None else mask
-
-    def before_norm(self, x: Tensor) -> Tensor:
-        return x
 
     def pool(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         if self._is_siglip:
@@ -144,6 +130,3 @@ class HuggingFaceTextReading:
         if self._is_siglip:
             return self._model.head(pooled)
         return pooled if self._projection is None else self._projection(pooled)
-
-    def lens(self, rows: Tensor) -> Tensor:
-        return self.project(self.ln_final(rows))

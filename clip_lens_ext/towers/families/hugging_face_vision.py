@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from clip_lens_ext.errors import UnsupportedModelError
 from clip_lens_ext.towers.config import TowerConfig
+from clip_lens_ext.towers.families.defaults import ReadingDefaults
 from clip_lens_ext.towers.families.hugging_face_blocks import HuggingFaceBlock, sizes
 from clip_lens_ext.towers.families.inputs import check_pictures
 from clip_lens_ext.towers.families.views import HuggingFaceVision
 
 
-class HuggingFaceVisionReading:
+class HuggingFaceVisionReading(ReadingDefaults):
     """`CLIPVisionModel`, `SiglipVisionModel`, with their projection where the class or the whole model has one."""
 
     tower: Literal["vision"] = "vision"
-    needs_tokens = False
 
     def __init__(self, native: nn.Module) -> None:
         self.native: Any = native
@@ -58,10 +58,6 @@ class HuggingFaceVisionReading:
     @property
     def ln_final(self) -> nn.LayerNorm:
         return self._model.post_layernorm
-
-    @property
-    def checkpointed(self) -> bool:
-        return False  # the native layer does it when it is called
 
     @property
     def device(self) -> torch.device:
@@ -110,23 +106,11 @@ class HuggingFaceVisionReading:
         embeddings = self._model.embeddings
         return embeddings.position_embedding(embeddings.position_ids)[0]
 
-    def after_embedding(self, x: Tensor) -> Tensor:
-        return x
-
-    def mask(self, tokens: Tensor | None) -> None:
-        return None
-
-    def before_norm(self, x: Tensor) -> Tensor:
-        return x
-
     def pool(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return self._model.head(x) if self._is_siglip else x[:, 0, :]
 
     def pooled_token(self) -> Literal["cls"] | None:
         return None if self._is_siglip else "cls"
-
-    def eot_positions(self, tokens: Tensor) -> None:
-        return None
 
     def project(self, pooled: Tensor) -> Tensor:
         return pooled if self._projection is None else self._projection(pooled)

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from clip_lens_ext.errors import UnsupportedModelError
 from clip_lens_ext.towers.config import TowerConfig
 from clip_lens_ext.towers.families.attentions import Mask
+from clip_lens_ext.towers.families.defaults import ReadingDefaults
 from clip_lens_ext.towers.families.inputs import check_tokens
 from clip_lens_ext.towers.families.open_clip_blocks import OpenClipBlock, read_blocks, sizes
 from clip_lens_ext.towers.families.reading import PooledToken
 from clip_lens_ext.towers.families.views import FlattenedText
 
 
-class TextReading:
+class TextReading(ReadingDefaults):
     """How open_clip's text towers run: `TextTransformer`, or the text half of `CLIP`.
 
     CoCa's has a class token behind the prompt, which pooling takes, and a mask that depends on the prompt.
@@ -56,10 +57,6 @@ class TextReading:
     @property
     def blocks(self) -> Sequence[OpenClipBlock]:
         return self._blocks
-
-    @property
-    def ln_pre(self) -> None:
-        return None
 
     @property
     def ln_final(self) -> nn.LayerNorm:
@@ -105,10 +102,6 @@ class TextReading:
         embedding = self._owner.token_embedding
         check_tokens(x, n_ctx=self._n_ids, vocab_size=embedding.num_embeddings, device=embedding.weight.device)
 
-    def native_forward(self, x: Tensor) -> Tensor:
-        found = self.native(x)
-        return found[0] if isinstance(found, tuple) else found  # output_tokens
-
     def embed(self, x: Tensor) -> Tensor:
         embedded = self._owner.token_embedding(x).to(self._owner.transformer.get_cast_dtype())
         if self._cls is None:
@@ -118,9 +111,6 @@ class TextReading:
     def positional_embedding(self, embedded: Tensor) -> Tensor:
         return self._owner.positional_embedding.to(embedded.dtype)
 
-    def after_embedding(self, x: Tensor) -> Tensor:
-        return x
-
     def mask(self, tokens: Tensor | None) -> Mask:
         mask = self.native.attn_mask
         if not self._masks_padding or tokens is None:
@@ -128,9 +118,6 @@ class TextReading:
         n_ctx = self._owner.positional_embedding.shape[0]
         added = self.native._build_additive_mask(tokens, n_ctx, self.dtype)
         return added if mask is None else mask[:n_ctx, :n_ctx].unsqueeze(0) + added
-
-    def before_norm(self, x: Tensor) -> Tensor:
-        return x
 
     def pool(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         if self._cls is not None:
@@ -155,6 +142,3 @@ class TextReading:
         if projection is None:
             return pooled
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-
-    def lens(self, rows: Tensor) -> Tensor:
-        return self.project(self.ln_final(rows))

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from clip_lens_ext.errors import UnsupportedModelError
 from clip_lens_ext.towers.config import TowerConfig
+from clip_lens_ext.towers.families.defaults import ReadingDefaults
 from clip_lens_ext.towers.families.inputs import check_patch_dropout, check_pictures
 from clip_lens_ext.towers.families.open_clip_blocks import OpenClipBlock, read_blocks, sizes
 
 
-class VisionReading:
+class VisionReading(ReadingDefaults):
     """How open_clip's `VisionTransformer` runs."""
 
     tower: Literal["vision"] = "vision"
-    needs_tokens = False
 
     def __init__(self, native: VisionTransformer) -> None:
         if native.pool_type not in ("tok", "avg") and getattr(native, "attn_pool_contrastive", None) is None:
@@ -110,9 +110,6 @@ class VisionReading:
     def after_embedding(self, x: Tensor) -> Tensor:
         return self.native.patch_dropout(x)
 
-    def mask(self, tokens: Tensor | None) -> None:
-        return None
-
     def before_norm(self, x: Tensor) -> Tensor:
         # With one attentional pooler its queries are what the final LayerNorm and the pooling see.
         return x if self.native.attn_pool is None or self._two_poolers else self.native.attn_pool(x)
@@ -125,9 +122,6 @@ class VisionReading:
 
     def pooled_token(self) -> Literal["cls"] | None:
         return "cls" if self.native.pool_type == "tok" and self.native.attn_pool is None else None
-
-    def eot_positions(self, tokens: Tensor) -> None:
-        return None
 
     def project(self, pooled: Tensor) -> Tensor:
         return pooled if self.native.proj is None else pooled @ self.native.proj

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clip_lens_ext.towers.config import TowerConfig
 from clip_lens_ext.towers.families.attentions import FusedProjection, Mask, MLPReading
+from clip_lens_ext.towers.families.defaults import ReadingDefaults
 from clip_lens_ext.towers.families.inputs import check_patch_dropout, check_pictures
 from clip_lens_ext.towers.families.reading import Reading
 
@@ -91,11 +92,10 @@ class TimmBlock:
         return self.native.drop_path2(self.native.ls2(x))
 
 
-class TimmReading:
+class TimmReading(ReadingDefaults):
     """`TimmModel` around a timm `VisionTransformer`."""
 
     tower: Literal["vision"] = "vision"
-    needs_tokens = False
 
     def __init__(self, native: nn.Module) -> None:
         self.native: Any = native
@@ -170,9 +170,6 @@ class TimmReading:
         check_pictures(x, size=self._size, dtype=self.dtype, device=self.device)
         check_patch_dropout(self._trunk, self._trunk.patch_drop)
 
-    def native_forward(self, x: Tensor) -> Tensor:
-        return self.native(x)
-
     def _prefix(self, batch: int) -> list[Tensor]:
         tokens = (self._trunk.cls_token, self._trunk.reg_token)
         return [token.expand(batch, -1, -1) for token in tokens if token is not None]
@@ -192,20 +189,11 @@ class TimmReading:
     def after_embedding(self, x: Tensor) -> Tensor:
         return self._trunk.patch_drop(self._trunk.pos_drop(x))
 
-    def mask(self, tokens: Tensor | None) -> None:
-        return None
-
-    def before_norm(self, x: Tensor) -> Tensor:
-        return x
-
     def pool(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return self._trunk.pool(x)
 
     def pooled_token(self) -> Literal["cls"] | None:
         return "cls" if self._trunk.attn_pool is None and self._trunk.global_pool == "token" else None
-
-    def eot_positions(self, tokens: Tensor) -> None:
-        return None
 
     def project(self, pooled: Tensor) -> Tensor:
         trunk = self._trunk
