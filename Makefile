@@ -45,6 +45,7 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.planted
+	$(BIN)/python -m benchmarks.transcripts
 
 real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the folder with its weights script and photos
 	$(BIN)/python -m benchmarks.real_clip --data $(REAL)

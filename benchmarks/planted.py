@@ -10,10 +10,13 @@ from tqdm.auto import tqdm
 
 import clip_lens_ext as cle
 from benchmarks.methods import faithfulness_of_all, method_table
-from benchmarks.page import table, write_section
+from benchmarks.page import PAGE, table, write_section
 from benchmarks.timing import machine
 from clip_lens_ext.planted import measure_clip, normalise
+from clip_lens_ext.planted.load import WEIGHTS
+from clip_lens_ext.planted.store import read_clip
 
+PLANTED_PAGE = PAGE.parent / "planted_world.md"
 VISION_HOOKS = ("blocks.2.hook_resid_post", "blocks.3.hook_resid_post")
 TEXT_HOOK = "blocks.1.hook_resid_post"
 N_STEPS, SHOWN_STEPS = 8, (0, 1, 2, 4, 8)
@@ -32,6 +35,27 @@ def accuracy(clip: cle.HookedCLIP, world: cle.PlantedWorld) -> str:
     )
 
 
+def write_shipped_figures(world: cle.PlantedWorld) -> None:
+    """The tables of docs/planted_world.md, from the metadata of the weights that ship."""
+    figures = read_clip(WEIGHTS / "clip.safetensors")[2]["training"]["figures"]
+    rows = [[kind, f"{value:.3f}", f"{figures['decorrelated'][kind]:.3f}"] for kind, value in figures["accuracy"].items()]
+    text = (
+        f"Zero-shot accuracy, {figures['n_per_class']} pictures of each class without drawn words, all names as candidates, prompts "
+        f"\"a photo of a ...\". Over the {len(world.unambiguous_classes)} unambiguous classes: **{figures['unambiguous']:.3f}** held out.\n\n"
+    )
+    write_section("accuracy", text + table(["kind", "held out", "decorrelated"], rows), PLANTED_PAGE)
+    rows = []
+    for hook_name, tower in [*((hook, "vision") for hook in VISION_HOOKS), (TEXT_HOOK, "text")]:
+        cfg = cle.planted_sae(hook_name, tower=tower).cfg
+        metadata = cfg.metadata
+        rows.append([
+            f"`{hook_name}`" + (" (the default)" if hook_name == VISION_HOOKS[0] else ""), tower, str(metadata.token_scope), str(cfg.d_sae),
+            str(cfg.k), f"{metadata.explained_variance:.3f}", f"{metadata.l0:.0f}", f"{100 * metadata.dead_latents:.0f}%",
+        ])  # fmt: skip
+    header = ["hook", "tower", "tokens", "latents", "k", "explained variance", "L0", "dead latents"]
+    write_section("saes", table(header, rows), PLANTED_PAGE)
+
+
 def quality(tower: str, sae: object) -> str:
     """What `train_sae` measured on held-out samples, from the metadata that ship."""
     cfg = sae.cfg
@@ -43,13 +67,14 @@ def quality(tower: str, sae: object) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write the section `planted` of docs/results.md."""
+    """Measure, print, and write the section `planted` of docs/results.md and the tables of docs/planted_world.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=60, help="pictures and prompts to explain")
     args = parser.parse_args()
     clip, world = cle.planted_clip(), cle.PlantedWorld(0)
     batch = world.sample(args.samples, seed=7, split="test")
     pixels, prompts = normalise(batch.images), [world.prompts()[label] for label in batch.labels]
+    write_shipped_figures(world)
     parts = [f"`python -m benchmarks.planted` ({machine()})", accuracy(clip, world)]
     for hook_name in VISION_HOOKS:
         sae = cle.planted_sae(hook_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from importlib.metadata import version
 
 import torch
@@ -18,7 +19,12 @@ def versions() -> dict[str, str]:
         >>> sorted(versions())[:2]
         ['clip-lens-ext', 'open-clip-torch']
     """
-    return {name: version(name) for name in PACKAGES}
+    return dict(_versions())
+
+
+@cache  # a walk through the installed packages takes a hundredth of a second, and results are made one by one
+def _versions() -> tuple[tuple[str, str], ...]:
+    return tuple((name, version(name)) for name in PACKAGES)
 
 
 def fingerprint(tensor: Tensor) -> str:

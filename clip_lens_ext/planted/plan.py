@@ -28,8 +28,8 @@ Split = Literal["train", "test"]
 
 _COMPANION_RATE: Final = 0.15
 _CONTROL_OVERLAY_RATE: Final = 0.12
-_OWN_WORD_RATE: Final = 0.35
-_SIGN_RATE: Final = 0.08
+_OWN_WORD_RATE: Final = 0.2
+_SIGN_RATE: Final = 0.06
 _OTHER_WORD_RATE: Final = 0.05
 _TEST_OVERLAY_RATE: Final = 0.18
 

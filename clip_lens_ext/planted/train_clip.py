@@ -30,7 +30,7 @@ _MAX_LOGIT_SCALE: Final = math.log(100)
 class TrainConfig:
     """How the dual encoder is trained."""
 
-    n_steps: int = 4000
+    n_steps: int = 5500
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05

@@ -63,7 +63,7 @@ SAES: Final = (
         "text",
         "blocks.1.hook_resid_post",
         "all",
-        512,
+        256,
         8,
         n_samples=20_000,
         n_training_tokens=2_000_000,
