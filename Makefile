@@ -43,6 +43,7 @@ check: $(VENV)/.dev   ## ruff, types, tests, doctests, documentation
 
 bench: $(VENV)/.dev   ## ratios against the named alternatives, written into docs/results.md
 	$(BIN)/python -m benchmarks.forward
+	$(BIN)/python -m benchmarks.families
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.planted
 	$(BIN)/python -m benchmarks.transcripts
