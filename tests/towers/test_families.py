@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from oracles import tower as oracle
-from oracles.zoo import BY_NAME, FULL, RESIDUAL, Case, model_of
+from oracles.models import randomise_
+from oracles.zoo import BY_NAME, FULL, RESIDUAL, Case, hf_clip, hf_siglip, model_of
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError
-from clip_lens_ext.towers import HookedTower
+from clip_lens_ext.towers import HookedTower, load_clip
 
 ALL = [case.name for case in (*FULL, *RESIDUAL)]
 PARTS = [case.name for case in FULL]
@@ -316,3 +317,67 @@ def test_stop_at_layer(name: str) -> None:
         assert error(tower(x, stop_at_layer=n_layers), 0.5 * whole[halve[0]]) <= fine(name)
     with pytest.raises(InputError, match="blocks"):
         tower(x, stop_at_layer=n_layers + 1)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_attention_is_taken_apart_for_its_listeners_alone(name: str) -> None:
+    tower: Any = HookedTower(model_of(name))
+    x, ran = BY_NAME[name].inputs(dtype=torch.float64), []
+    for layer, block in enumerate(tower.blocks):
+        # Every family's attention runs natively through this one call.
+        block.attn.reading.run = counting(block.attn.reading.run, lambda layer=layer: ran.append(layer))
+    last = tower.cfg.n_layers - 1
+    for point, whole in {
+        f"blocks.{last}.mlp.hook_pre": [0, last],
+        f"blocks.{last}.hook_attn_in": [0, last],
+        f"blocks.{last}.ln1.hook_scale": [0, last],
+        f"blocks.{last}.attn.hook_q": [0],
+        f"blocks.{last}.attn.hook_pattern": [0],
+        f"blocks.{last}.attn.hook_result": [0],
+    }.items():
+        ran.clear()
+        apart = [(f"blocks.{layer}.hook_attn_out", lambda activation, hook: None) for layer in range(last + 1)]
+        with tower.hooks(apart):
+            tower.run_with_hooks(x, fwd_hooks=[(point, lambda activation, hook: None)])
+        assert ran == whole, point
+    calls: list[str] = []
+    softmax = torch.Tensor.softmax
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "softmax", lambda *a, **k: (calls.append("softmax"), softmax(*a, **k))[1])
+        tower(x)
+        if calls:
+            return  # Hugging Face's eager attention and SigLIP's head call it themselves
+        for point, count in {"hook_z": 0, "hook_result": 0, "hook_pattern": 1, "hook_attn_scores": 1}.items():
+            calls.clear()
+            tower.run_with_hooks(x, fwd_hooks=[(f"blocks.{last}.attn.{point}", lambda activation, hook: None)])
+            assert len(calls) == count, point
+
+
+def counting(function: Callable[..., Any], note: Callable[[], None]) -> Callable[..., Any]:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        note()
+        return function(*args, **kwargs)
+
+    return counted
+
+
+@pytest.mark.parametrize("make", [hf_clip, hf_siglip], ids=["clip", "siglip"])
+def test_both_towers_of_one_model_at_once(make: Callable[[], Any]) -> None:
+    model = randomise_(make()).eval()
+    clip = load_clip(model)
+    text, pictures, ids = clip.text, BY_NAME["hf-clip-vision"].inputs(), BY_NAME["hf-clip-text"].inputs()
+    assert text is not None
+    plain = text(ids)
+    seen: list[str] = []
+    halve = [("blocks.0.hook_resid_post", lambda activation, hook: (seen.append(hook.name), activation * 0.5)[1])]
+    with clip.vision.hooks(halve):
+        changed = clip.vision(pictures)
+        assert torch.equal(text(ids), plain)
+        with text.hooks(halve):
+            assert not torch.equal(text(ids), plain)
+            assert torch.equal(clip.vision(pictures), changed)
+    assert len(seen) == 3
+    assert torch.equal(clip.vision(pictures), model.get_image_features(pixel_values=pictures).pooler_output)
+    clip.vision.requires_grad_(False)
+    assert all(parameter.requires_grad for parameter in text.parameters())
+    assert not any(parameter.requires_grad for parameter in model.vision_model.parameters())
