@@ -51,8 +51,9 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the folder with its weights script and photos
 	$(BIN)/python -m benchmarks.real_clip --data $(REAL)
 
-models: $(VENV)/.dev  ## builds every model of open_clip without weights, and writes which hooks it has into docs/models.md
+models: $(VENV)/.dev  ## builds every model of open_clip without weights, and writes which hooks it has into docs/models.md, and the SAE formats
 	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.sae_formats
 
 weights: $(VENV)/.dev ## trains the planted world's CLIP and SAEs again, as they ship for seed 0
 	$(BIN)/python -m clip_lens_ext.planted.train --seed 0 --out clip_lens_ext/planted/weights

@@ -15,6 +15,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.saes.clip_sae import ClipSAE
 
 _CHECKED: weakref.WeakSet[SAE] = weakref.WeakSet()
 
@@ -30,6 +31,12 @@ def decoder_rows(sae: SAE, latents: Tensor) -> Tensor:
 @torch.no_grad()
 def output_scale(sae: SAE, rows: Tensor) -> Tensor:
     """The factor `[row 1]` between `z @ D` and the reconstruction, for the input rows `[row d_in]`."""
+    if isinstance(sae, ClipSAE):
+        return _normalised_scale(sae, (rows - sae.input_mean) * sae.input_scale) / sae.input_scale
+    return _normalised_scale(sae, rows)
+
+
+def _normalised_scale(sae: SAE, rows: Tensor) -> Tensor:
     kind = sae.cfg.normalize_activations
     if kind == "layer_norm":
         return (rows - rows.mean(dim=-1, keepdim=True)).std(dim=-1, keepdim=True)

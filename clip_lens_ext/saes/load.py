@@ -15,6 +15,8 @@ from torch import Tensor
 
 from clip_lens_ext.errors import LoadError, near
 from clip_lens_ext.saes.formats import formats
+from clip_lens_ext.saes.formats.probe import TORCH, flatten, split_header
+from clip_lens_ext.saes.formats.unpickle import load_torch
 from clip_lens_ext.saes.formats.verify import reject_clip_checkpoint
 from clip_lens_ext.towers.positions import TOKEN_SCOPES
 
@@ -33,6 +35,9 @@ def load_sae(
     token_scope: str | None = None,
     model_name: str | None = None,
     k: int | None = None,
+    subtract_b_dec: bool | None = None,
+    input_stats: tuple[Tensor | None, float] | None = None,
+    settings: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> SAE[Any]:
@@ -51,6 +56,11 @@ def load_sae(
             applies an SAE to every position.
         model_name: the model whose activations it was trained on.
         k: latents that a TopK SAE keeps, 1..d_sae.
+        subtract_b_dec: whether the decoder's bias is subtracted from the input, where the file leaves it open (saev of
+            2025) or says it wrongly.
+        input_stats: `(mean [d_in] or None, scale)` of the activations that it was trained on, `(x - mean) * scale`,
+            where the family keeps them elsewhere.
+        settings: what a family keeps out of its files, by name; docs/saes.md says what each takes.
         device: where the weights go; the CPU by default.
         dtype: their dtype; as the file says by default.
 
@@ -63,7 +73,7 @@ def load_sae(
     Raises:
         LoadError: a missing path, files of no known family, a truncated or corrupt file, an unknown architecture or
             format, weights that do not fit the configuration or hold a NaN, a whole CLIP model, an unknown hook, or a
-            keyword of a wrong kind. Nothing is ever unpickled, and nothing half-loaded is handed out.
+            keyword of a wrong kind. Nothing in a file is ever run, and nothing half-loaded is handed out.
 
     Example:
         >>> import tempfile
@@ -83,8 +93,15 @@ def load_sae(
     def converter(
         path: str | Path, device: str = "cpu", cfg_overrides: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        overrides = {**(cfg_overrides or {}), **({} if k is None else {"k": k})}
-        cfg_dict, state_dict = family.convert(path, device, overrides or None)
+        asked = {"k": k, "subtract_b_dec": subtract_b_dec, "input_stats": input_stats, "settings": settings}
+        overrides = {**(cfg_overrides or {}), **{name: value for name, value in asked.items() if value is not None}}
+        try:
+            cfg_dict, state_dict = family.convert(path, device, overrides or None)
+        except LoadError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            # Tensors of a wrong kind or shape, in the middle of a family's own arithmetic.
+            raise LoadError(f"{str(path)!r} does not hold what the format {name} says: {error}") from error
         file_metadata = dict(cfg_dict.get("metadata") or {})
         metadata = {"format": name, **file_metadata, **_complete(file_metadata, said, Path(path))}
         return {**cfg_dict, "metadata": metadata}, state_dict
@@ -94,7 +111,7 @@ def load_sae(
     sae = SAE.load_from_disk(
         path, device=str(device or "cpu"), dtype=None if dtype is None else dtype_to_str(dtype), converter=converter
     )
-    if k is not None and sae.cfg.architecture() != "topk":
+    if k is not None and "topk" not in (sae.cfg.architecture(), getattr(sae.cfg, "activation", None)):
         raise LoadError(f"k= is for TopK SAEs: the SAE in {str(path)!r} is a {sae.cfg.architecture()} one")
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         # Codes keep their values, and z @ W_dec alone becomes the reconstruction.
@@ -117,6 +134,9 @@ def _format_name(path: Path, format: str | None) -> str:
     for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
         if file.suffix == ".safetensors":
             _reject_clip_file(file)
+        elif file.suffix in TORCH:
+            tensors, _ = flatten(load_torch(file, data=split_header(file)[1], meta=True))
+            reject_clip_checkpoint([name.removeprefix("state_dict.") for name in tensors], file)
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
     listed = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "")
     raise LoadError(

@@ -45,6 +45,9 @@ def convert(
         LoadError: a missing, truncated or corrupt file, invalid JSON, an unknown architecture, weights that do not
             fit the configuration, a NaN, or a CLIP model in the place of an SAE.
     """
+    given = [name for name in ("subtract_b_dec", "input_stats", "settings") if name in (cfg_overrides or {})]
+    if given:
+        raise LoadError(f"SAELens' files say everything themselves: {', '.join(given)} is for other formats")
     folder = _folder(Path(path))
     weights = folder / SAE_WEIGHTS_FILENAME
     file_cfg, wanted = _config(folder / SAE_CFG_FILENAME), cfg_overrides or {}

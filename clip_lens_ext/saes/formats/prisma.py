@@ -1,0 +1,54 @@
+"""Prisma: `config.json` beside `weights.pt`, or one `n_images_*.pt` with the configuration pickled in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clip_lens_ext.errors import LoadError
+from clip_lens_ext.saes.formats.pickled import fields_of, hook_of, prisma_record, weights_of
+from clip_lens_ext.saes.formats.probe import probe, read, read_json
+from clip_lens_ext.saes.formats.record import translate
+
+_FIELDS = ("hook_point_layer", "layer_subtype")
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    named = [path / "weights.pt", *sorted(path.glob("n_images_*.pt"))]
+    return next((file for file in named if file.is_file()), path)
+
+
+def _fields(file: Path, plain: dict[str, Any]) -> dict[str, Any]:
+    beside = file.parent / "config.json"
+    return read_json(beside) if beside.is_file() else fields_of(plain)
+
+
+def matches(path: Path) -> bool:
+    """Whether `path` is, or holds, weights with Prisma's configuration."""
+    file = _file(path)
+    found = probe(file)
+    if found is None or found.header is not None or not any(name.endswith("W_enc") for name in found.shapes):
+        return False
+    try:
+        fields = _fields(file, found.plain)
+    except LoadError:
+        return False
+    return all(name in fields for name in _FIELDS)
+
+
+def convert(
+    path: str | Path, device: str = "cpu", cfg_overrides: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read and check; see `Format.convert`."""
+    path = _file(Path(path))
+    tensors, plain = read(path)
+    fields = _fields(path, plain)
+    if not fields:
+        raise LoadError(f"{str(path)!r} has no configuration of Prisma, in it or beside it")
+    record = prisma_record(weights_of(tensors), fields, path)
+    record.metadata |= {"tower": "vision", **hook_of(fields)}
+    return translate(record, path, format="prisma", device=device, cfg_overrides=cfg_overrides)
