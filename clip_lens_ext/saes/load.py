@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_lens_ext.errors import LoadError, near
+from clip_lens_ext.saes.check import check_sae, with_bias_flipped
 from clip_lens_ext.saes.formats import formats
 from clip_lens_ext.saes.formats.probe import TORCH, flatten, split_header
 from clip_lens_ext.saes.formats.unpickle import load_torch
 from clip_lens_ext.saes.formats.verify import reject_clip_checkpoint
 from clip_lens_ext.towers.positions import TOKEN_SCOPES
+from clip_lens_ext.towers.tower import HookedTower
 
 TOWERS = ("vision", "text")
 
@@ -38,6 +41,7 @@ def load_sae(
     subtract_b_dec: bool | None = None,
     input_stats: tuple[Tensor | None, float] | None = None,
     settings: Mapping[str, Any] | None = None,
+    check: tuple[HookedTower, Any] | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> SAE[Any]:
@@ -60,7 +64,9 @@ def load_sae(
             2025) or says it wrongly.
         input_stats: `(mean [d_in] or None, scale)` of the activations that it was trained on, `(x - mean) * scale`,
             where the family keeps them elsewhere.
-        settings: what a family keeps out of its files, by name; docs/saes.md says what each takes.
+        settings: what a family keeps out of its files, by name; docs/sae_formats.md says what each takes.
+        check: `(tower, pictures)`: `check_sae` is run, its result stands in `cfg.metadata.check`, and a suspicious one
+            is a warning. Where the file leaves open whether `b_dec` is subtracted, what explains more is taken.
         device: where the weights go; the CPU by default.
         dtype: their dtype; as the file says by default.
 
@@ -117,7 +123,27 @@ def load_sae(
         # Codes keep their values, and z @ W_dec alone becomes the reconstruction.
         sae.fold_W_dec_norm()
         sae.cfg.rescale_acts_by_decoder_norm = False
-    return sae.eval()
+    sae = sae.eval()
+    return sae if check is None else _checked(sae, *check)
+
+
+def _checked(sae: SAE[Any], tower: HookedTower, images: Any) -> SAE[Any]:
+    """The SAE in the reading that explains more, where its file leaves one open, with what was measured."""
+    found = check_sae(tower, images, sae, progress=False)
+    metadata = sae.cfg.metadata
+    if "subtract_b_dec" in (metadata.ambiguous or ()):
+        other = with_bias_flipped(sae)
+        flipped = check_sae(tower, images, other, progress=False)
+        before, after = found.quality.explained_variance, flipped.quality.explained_variance
+        if after > before:
+            sae, found = other, flipped
+        chosen = {"subtract_b_dec": sae.cfg.apply_b_dec_to_input, "explained_variance": max(before, after),
+                  "otherwise": min(before, after)}  # fmt: skip
+        sae.cfg.metadata.chosen_by_reconstruction = chosen
+    sae.cfg.metadata.check = found.to_dict()
+    if found.verdict != "fits":
+        warnings.warn(str(found), stacklevel=3)
+    return sae
 
 
 def _format_name(path: Path, format: str | None) -> str:
