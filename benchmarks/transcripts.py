@@ -71,6 +71,10 @@ def main() -> None:
         shown = [line for line in tables[:start] if not line.startswith("No --model is given")]
         rows = (folder / "crane.csv").read_text().splitlines()[:3]
         write("tables", [f"$ {command}", *shown, "...", *tables[end:], "$ head -3 crane.csv", *rows])
+        lines = []
+        for command in ("clip-lens check-sae", "clip-lens check-sae --hook blocks.1.hook_resid_post"):
+            lines += [f"$ {command}", *run(command, folder)]
+        write("check", lines)
         wrong = [
             "clip-lens attribute pictures/cut.png",
             'clip-lens attribute crane.png --prompt ""',

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_lens_ext.cli_sae import add_check_sae
 from clip_lens_ext.errors import ClipLensError, InputError, LoadError, near
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         text_embeddings=None, drop_error=False, csv=None, json=None, device="cpu",
     )
     _add_output(demo, out="demo")
+    add_check_sae(commands)
     return parser
 
 

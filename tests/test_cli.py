@@ -334,3 +334,30 @@ def test_as_a_process(photos, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("clip-lens: cannot read the image")
     assert "Traceback" not in done.stderr
+
+
+def test_check_sae(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["check-sae", "--n-images", "6", "--json", str(tmp_path / "check.json")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("fits: explained variance 0.9")
+    assert json.loads((tmp_path / "check.json").read_text())["verdict"] == "fits"
+    assert cli.main(["check-sae", "--n-images", "6", "--hook", "blocks.0.hook_resid_post"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("suspicious")
+    assert "hook_name='blocks.2.hook_resid_post'" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "ViT-B-32/openai"], "--model needs --sae"),
+        (["--model", "ViT-B-32/openai", "--sae", "x"], "--model needs IMAGE"),
+        (["--n-images", "0"], "--n-images takes a positive number"),
+        (["--sae", "nowhere"], "no such file or folder"),
+        (["--hook", "blocks.9.hook_resid_post"], "no hook matches"),
+        (["nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_check_sae_with_wrong_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check-sae", *arguments]) == 2
+    assert message in capsys.readouterr().err

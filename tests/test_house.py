@@ -26,6 +26,7 @@ LAYERS = [
     {"explanation"},
     {"explain"},
     {"plots", "report"},
+    {"cli_sae"},
     {"cli"},
     {"__main__"},
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -223,27 +224,23 @@ def _readings(
         positions.check(activation, hook)
         return positions.take(activation)
 
+    def at(hook: str, tokens: Any) -> float:
+        return explained_variance(sae, rows_at(hook, tokens))
+
     parts = name.split(".")
     if parts[0] == "blocks":
         for layer in range(tower.cfg.n_layers):
             other = ".".join(["blocks", str(layer), *parts[2:]])
             if other != name and tower.hook_width(other) == tower.hook_width(name):
-                yield (
-                    f"at {other}",
-                    {"hook_name": other},
-                    lambda other=other: explained_variance(sae, rows_at(other, scope)),
-                )
+                yield f"at {other}", {"hook_name": other}, partial(at, other, scope)
     for tokens in ("cls", "patches", "all", "eot"):
         if tokens != scope and scope != "pooled":
-            yield (
-                f"on {tokens} tokens",
-                {"token_scope": tokens},
-                lambda tokens=tokens: explained_variance(sae, rows_at(name, tokens)),
-            )
+            yield f"on {tokens} tokens", {"token_scope": tokens}, partial(at, name, tokens)
     subtract = not sae.cfg.apply_b_dec_to_input
     words = f"b_dec {'subtracted' if subtract else 'not subtracted'} from the input"
-    yield words, {"subtract_b_dec": subtract}, lambda: explained_variance(with_bias_flipped(sae), rows_at(name, scope))
-    rows = rows_at(name, scope).reshape(-1, sae.cfg.d_in)
+    here = rows_at(name, scope)
+    yield words, {"subtract_b_dec": subtract}, partial(explained_variance, with_bias_flipped(sae), here)
+    rows = here.reshape(-1, sae.cfg.d_in)
     mean = rows.mean(dim=0)
     length = float((rows - mean).norm(dim=1).mean())
     for words, scale in (
@@ -251,6 +248,5 @@ def _readings(
         ("inputs centred and scaled to unit length", 1 / length),
     ):
         change = {"input_stats": f"(mean of your activations, {scale:.4g})"}
-        yield words, change, lambda scale=scale: explained_variance(sae, (rows - mean) * scale)
-    unit = F.normalize(rows, dim=1)
-    yield "inputs of unit length each", {}, lambda: explained_variance(sae, unit)
+        yield words, change, partial(explained_variance, sae, (rows - mean) * scale)
+    yield "inputs of unit length each", {}, partial(explained_variance, sae, F.normalize(rows, dim=1))
