@@ -20,6 +20,7 @@ from clip_lens_ext.saes.formats import formats
 from clip_lens_ext.saes.formats.probe import TORCH, flatten, split_header
 from clip_lens_ext.saes.formats.unpickle import load_torch
 from clip_lens_ext.saes.formats.verify import reject_clip_checkpoint
+from clip_lens_ext.saes.from_hub import fetch, is_hub_name
 from clip_lens_ext.towers.positions import TOKEN_SCOPES
 from clip_lens_ext.towers.tower import HookedTower
 
@@ -51,7 +52,8 @@ def load_sae(
     `overrides` maps its name to `{"file": ..., "keyword": ...}`.
 
     Args:
-        source: a folder with an SAE, or one of its files.
+        source: a folder with an SAE, or one of its files; or a hub repository with the folder in it,
+            `"hf-hub:org/name/folder"`, from the local cache or fetched (without `hf-hub:` where no such path exists).
         format: the family that wrote it, a name in `formats`; found out from the files by default.
         hook_name: the hook at which it was trained, in TransformerLens' words.
         tower: "vision" (where neither the file nor the keyword says) or "text".
@@ -91,7 +93,7 @@ def load_sae(
         ('all', 'vision', 2)
         >>> folder.cleanup()
     """
-    path = Path(source)
+    path = fetch(str(source)) if is_hub_name(str(source)) else Path(source)
     name = _format_name(path, format)
     family = formats[name]
     said = {"model_name": model_name, "tower": tower, "hook_name": hook_name, "token_scope": token_scope}
