@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from sae_lens import SAE
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.saes.codes_io import from_rows, load_codes, row_starts, save_codes, to_frame
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 from clip_lens_ext.towers.tower import HookedTower
@@ -63,6 +67,43 @@ class SparseCodes:
         """
         keys, pair = torch.unique(self.sample * self.d_sae + self.latent, return_inverse=True)
         return keys // self.d_sae, keys % self.d_sae, pair
+
+    def csr(self) -> Tensor:
+        """`[sample*token d_sae]` as a sparse CSR tensor of torch; `scipy.sparse.csr_matrix` takes its three parts."""
+        size = (self.n_sample * self.n_token, self.d_sae)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(row_starts(self), self.latent, self.value, size)
+
+    @classmethod
+    def from_csr(cls, csr: Tensor, *, n_token: int = 1, **fields: Any) -> SparseCodes:
+        """Codes of a sparse CSR tensor `[sample*token d_sae]`.
+
+        Raises:
+            InputError: the rows are no whole number of samples.
+        """
+        n_row, d_sae = csr.shape
+        if n_row % n_token:
+            raise InputError(f"{n_row} rows are no whole number of samples with {n_token} tokens")
+        sizes = n_row // n_token, n_token, d_sae
+        return from_rows(csr.crow_indices(), csr.col_indices(), csr.values(), sizes, fields)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each active latent of each token: sample, token, latent, value."""
+        return to_frame(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the codes: `.safetensors` (eight bytes an entry in float32) or `.parquet` (a table)."""
+        save_codes(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SparseCodes:
+        """Read what `save` wrote.
+
+        Raises:
+            LoadError: no such file, or one that holds something else.
+        """
+        return load_codes(path)
 
     @classmethod
     def from_dense(cls, dense: Tensor, **fields: Any) -> SparseCodes:

@@ -36,8 +36,8 @@ def fetch(source: str) -> Path:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LoadError(
             f"the hub repository {repo!r} is neither in the local cache nor could it be fetched: "
-            f"{type(error).__name__}: {first}\nFetch it once where there is a network (hf download {repo}), or pass the "
-            "path of a file or folder"
+            f"{type(error).__name__}: {first}\nFetch it once where there is a network (hf download {repo}), or pass "
+            "the path of a file or folder"
         ) from error
     path = root / inner if inner else root
     if not path.exists():
