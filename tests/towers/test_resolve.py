@@ -11,12 +11,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.coca_model import CoCa
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from oracles.models import EMBED_DIM, TEXT, VISION, inputs, randomise_
 from oracles.zoo import BY_NAME, hf_clip, hf_siglip
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, RobertaConfig
 
 from clip_lens_ext.errors import LoadError, UnsupportedModelError
@@ -223,3 +225,25 @@ def test_tokenizer_of_a_checkpoint(tmp_path: Path) -> None:
     assert ids.shape == (2, 9)
     assert ids.max() == 49, "a prompt that is too long still ends"
     assert clip.embed_texts(["ab"]).shape == (1, EMBED_DIM)
+
+
+@pytest.mark.parametrize("kind", ["custom text", "coca"])
+def test_live_models_of_open_clip_with_a_text_tower_of_its_own(kind: str) -> None:
+    text = {**TEXT, "embed_cls": True, "output_tokens": True} if kind == "coca" else TEXT
+    pooler = {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
+    vision = {**VISION, **pooler} if kind == "coca" else VISION
+    decoder = {"context_length": 9, "vocab_size": 50, "width": EMBED_DIM, "heads": 4, "layers": 1}
+    model: Any = (
+        CoCa(EMBED_DIM, decoder, CLIPTextCfg(**text), CLIPVisionCfg(**vision))
+        if kind == "coca"
+        else CustomTextCLIP(EMBED_DIM, CLIPVisionCfg(**vision), CLIPTextCfg(**text))
+    )
+    randomise_(model).eval()
+    clip = load_clip(model)
+    x, ids = inputs("vision"), inputs("text")
+    assert clip.text is not None
+    assert torch.equal(F.normalize(clip.vision(x), dim=-1), model.encode_image(x, normalize=True))
+    assert torch.equal(F.normalize(clip.text(ids), dim=-1), model.encode_text(ids, normalize=True))
+    assert clip.preprocess is not None
+    hooked = clip.text.run_with_hooks(ids, fwd_hooks=[("blocks.1.hook_resid_post", lambda x, hook: x * 0.5)])
+    assert not torch.equal(hooked, clip.text(ids))
