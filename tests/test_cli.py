@@ -309,7 +309,8 @@ def test_help_version_and_no_command(run):
 
 def test_the_page_names_every_option_and_no_other(run):
     page = (Path(cli.__file__).parents[1] / "docs" / "cli.md").read_text()
-    helps = [run(*command, "--help", references=False)[1] for command in ((), ("attribute",), ("demo",))]
+    commands = ((), ("attribute",), ("demo",), ("check-sae",))
+    helps = [run(*command, "--help", references=False)[1] for command in commands]
     options = set(re.findall(r"--[a-z-]+", " ".join(helps))) - {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page)) == options
 
@@ -321,11 +322,12 @@ def test_the_scopes_are_those_of_a_vision_tower(run):
 
 
 def test_it_asks_for_nothing_heavy_before_a_command_runs():
-    module = ast.parse(Path(cli.__file__).read_text())
-    names = [node.module or "" for node in module.body if isinstance(node, ast.ImportFrom)]
-    names += [alias.name for node in module.body if isinstance(node, ast.Import) for alias in node.names]
-    outside = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    assert outside == {"clip_lens_ext.errors"}
+    for file, expected in {"cli.py": {"errors", "cli_sae"}, "cli_sae.py": {"errors"}}.items():
+        module = ast.parse(Path(cli.__file__).with_name(file).read_text())
+        names = [node.module or "" for node in module.body if isinstance(node, ast.ImportFrom)]
+        names += [alias.name for node in module.body if isinstance(node, ast.Import) for alias in node.names]
+        outside = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
+        assert outside == {f"clip_lens_ext.{name}" for name in expected}
 
 
 def test_as_a_process(photos, tmp_path):

@@ -73,7 +73,7 @@ class SparseCodes:
         size = (self.n_sample * self.n_token, self.d_sae)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            return torch.sparse_csr_tensor(row_starts(self), self.latent, self.value, size)
+            return torch.sparse_csr_tensor(row_starts(self), self.latent, self.value, size, check_invariants=False)
 
     @classmethod
     def from_csr(cls, csr: Tensor, *, n_token: int = 1, **fields: Any) -> SparseCodes:
