@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from sae_lens import SAE
@@ -69,12 +69,11 @@ class ClipSAE(SAE[ClipSAEConfig]):
         self.input_mean = nn.Parameter(torch.zeros(self.cfg.d_in, **like))
         self.input_scale = nn.Parameter(torch.ones(1, **like))
 
-    def _setup_activation_normalization(self) -> None:
-        super()._setup_activation_normalization()
-        own: Any = self  # SAELens sets these two on the instance
-        inner_in, inner_out = own.run_time_activation_norm_fn_in, own.run_time_activation_norm_fn_out
-        self.run_time_activation_norm_fn_in = lambda x: inner_in((x - self.input_mean) * self.input_scale)
-        self.run_time_activation_norm_fn_out = lambda x: inner_out(x) / self.input_scale + self.input_mean
+    def process_sae_in(self, sae_in: Tensor) -> Tensor:
+        """The encoder's input: SAELens' steps, with the input statistics before them."""
+        x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        x = self.run_time_activation_norm_fn_in((x - self.input_mean) * self.input_scale)
+        return x - self.b_dec * self.cfg.apply_b_dec_to_input
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents `[... d_sae]`."""
@@ -87,7 +86,8 @@ class ClipSAE(SAE[ClipSAEConfig]):
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction `[... d_in]`."""
         out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
-        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
+        out = self.run_time_activation_norm_fn_out(out) / self.input_scale + self.input_mean
+        return self.reshape_fn_out(out, self.d_head)
 
     def _activate(self, pre: Tensor) -> Tensor:
         if self.cfg.activation == "relu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import os
 import pickle
@@ -35,6 +36,7 @@ def test_saev_bias_is_subtracted_in_old_files_and_not_in_new_ones(tmp_path: Path
     assert unsure.cfg.metadata.ambiguous == ["subtract_b_dec"]
     told = load_sae(tmp_path / "sae.pt", subtract_b_dec=False, **HOOK)
     assert not told.cfg.apply_b_dec_to_input
+    assert told.cfg.metadata.ambiguous is None, "a check would overrule what the user said"
     assert told.cfg.metadata.overrides["subtract_b_dec"] == {"file": True, "keyword": False}
     x = rows()
     assert not torch.allclose(told.encode(x), unsure.encode(x))
@@ -53,6 +55,16 @@ def test_input_statistics_that_no_file_has(tmp_path: Path) -> None:
         load_sae(written.path, input_stats=(mean, -1.0), **HOOK)
     with pytest.raises(LoadError, match="input mean"):
         load_sae(written.path, input_stats=(mean[:-1], 1.0), **HOOK)
+
+
+def test_a_copy_has_statistics_of_its_own(tmp_path: Path) -> None:
+    sae = load_sae(LAYOUTS["msae"](tmp_path).path)
+    other, x = copy.deepcopy(sae), rows()
+    expected = sae.decode(sae.encode(x))
+    with torch.no_grad():
+        other.input_mean += 1
+    assert not torch.allclose(other.encode(x), sae.encode(x))
+    torch.testing.assert_close(sae.decode(sae.encode(x)), expected)
 
 
 def test_raw_signs_matter_where_few_latents_are_positive(tmp_path: Path) -> None:

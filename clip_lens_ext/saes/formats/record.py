@@ -154,6 +154,9 @@ def _sizes(record: Record, path: Path) -> tuple[int, int]:
 def _apply_own(record: Record, overrides: dict[str, Any], path: Path) -> None:
     subtract = overrides.pop("subtract_b_dec", None)
     if subtract is not None:
+        # What the user has said is no longer open, and no check may overrule it.
+        if record.metadata.get("ambiguous") == ["subtract_b_dec"]:
+            del record.metadata["ambiguous"]
         if subtract != record.subtract_b_dec:
             record.metadata["overrides"] = {
                 **record.metadata.get("overrides", {}),

@@ -26,7 +26,8 @@ class PickledConfig:
     """In the place of a training configuration that a file has pickled: its fields, and none of its code."""
 
 
-# Every class that a family pickles into its files. It is never imported: a `PickledConfig` takes its place.
+# Names under which families pickle their configurations; the paths before the class differ between forks, and only
+# Prisma's is sure. None is ever imported: a `PickledConfig` takes its place. Another name is an error that says it.
 CONFIG_CLASSES = (
     "vit_prisma.sae.config.VisionModelSAERunnerConfig",
     "sae.config.VisionModelSAERunnerConfig",
