@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from clip_lens_ext.attribution.results import Attribution
@@ -17,25 +19,27 @@ def from_entries(
     method: str,
     *,
     per_token: bool = False,
-    seed: int | None = None,
+    **extra: Any,
 ) -> Attribution:
-    """An attribution of values `[active target]`, one for each active entry of the codes."""
+    """An attribution of values `[active target]`, one for each active entry of the codes.
+
+    `extra` are further fields of the result: `seed`, `settings`, `completeness_gap`.
+    """
     if per_token:
         codes = site.codes
         return _result(
-            site, target, codes.sample, codes.latent, entries, codes.value, prediction, method, seed, codes.token
-        )
+            site, target, codes.sample, codes.latent, entries, codes.value, prediction, method,
+            token=codes.token, **extra,
+        )  # fmt: skip
     sample, latent, pair = site.codes.pairs()
     value = entries.new_zeros(len(sample), entries.shape[1]).index_add_(0, pair, entries)
-    return _result(site, target, sample, latent, value, summed_activation(site), prediction, method, seed)
+    return _result(site, target, sample, latent, value, summed_activation(site), prediction, method, **extra)
 
 
-def from_pairs(
-    site: Site, target: Target, value: Tensor, prediction: Tensor, method: str, *, seed: int | None = None
-) -> Attribution:
+def from_pairs(site: Site, target: Target, value: Tensor, prediction: Tensor, method: str, **extra: Any) -> Attribution:
     """An attribution of values `[pair target]`, one for each (sample, latent) pair of the codes."""
     sample, latent, _ = site.codes.pairs()
-    return _result(site, target, sample, latent, value, summed_activation(site), prediction, method, seed)
+    return _result(site, target, sample, latent, value, summed_activation(site), prediction, method, **extra)
 
 
 def summed_activation(site: Site) -> Tensor:
@@ -53,8 +57,7 @@ def _result(
     activation: Tensor,
     prediction: Tensor,
     method: str,
-    seed: int | None,
-    token: Tensor | None = None,
+    **extra: Any,
 ) -> Attribution:
     return Attribution(
         method=method,
@@ -71,8 +74,7 @@ def _result(
         token_scope=site.positions.scope,
         error_term=site.error_term,
         unit=target.unit,
-        token=token,
         n_token=site.codes.n_token,
-        seed=seed,
         provenance=site.provenance(target),
+        **extra,
     )

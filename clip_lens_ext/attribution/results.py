@@ -16,6 +16,7 @@ from torch import Tensor
 from clip_lens_ext.errors import InputError, LoadError
 
 _TENSORS = ("sample", "latent", "value", "activation", "prediction")
+_OPTIONAL_TENSORS = ("token", "completeness_gap")
 
 
 class Top(NamedTuple):
@@ -51,6 +52,9 @@ class Attribution:
         seed: of a random method, else None.
         sample_names: one per sample, or empty.
         provenance: model, SAE hash, data fingerprint, versions.
+        completeness_gap: of integrated gradients, `[sample target]`: the sum of the attributions minus the change of
+            the prediction between baseline and input; else None.
+        settings: further settings of the method, as plain JSON values: number of steps, variant, baseline, ...
     """
 
     method: str
@@ -72,6 +76,8 @@ class Attribution:
     seed: int | None = None
     sample_names: tuple[str, ...] = ()
     provenance: dict[str, Any] | None = None
+    completeness_gap: Tensor | None = None
+    settings: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -136,9 +142,9 @@ class Attribution:
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file; the labels and the origin are JSON in its header."""
         tensors = {name: getattr(self, name).contiguous().cpu() for name in _TENSORS}
-        if self.token is not None:
-            tensors["token"] = self.token.contiguous().cpu()
-        fields = {key: value for key, value in self.__dict__.items() if key not in (*_TENSORS, "token")}
+        given = {name: getattr(self, name) for name in _OPTIONAL_TENSORS}
+        tensors |= {name: value.contiguous().cpu() for name, value in given.items() if value is not None}
+        fields = {key: value for key, value in self.__dict__.items() if key not in (*_TENSORS, *_OPTIONAL_TENSORS)}
         save_file(tensors, path, metadata={"clip_lens_ext.Attribution": json.dumps(fields)})
 
     @classmethod
