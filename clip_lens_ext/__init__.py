@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clip_lens_ext.explain import explain_images
     from clip_lens_ext.explanation import Decision, Explanation
     from clip_lens_ext.planted import PlantedWorld, planted_clip, planted_sae
-    from clip_lens_ext.saes import SAECheck, SparseCodes, check_sae, encode, formats, load_sae, train_sae
+    from clip_lens_ext.saes import SAECheck, SparseCodes, check_sae, encode, formats, load_sae, train_sae, train_saes
     from clip_lens_ext.semantics import LatentReferences, References, collect_references
     from clip_lens_ext.towers import HookedCLIP, HookedTower, load_clip, register_family
 
@@ -43,7 +43,7 @@ _HOMES = {
     "explain": ("explain_images",),
     "explanation": ("Decision", "Explanation"),
     "planted": ("PlantedWorld", "planted_clip", "planted_sae"),
-    "saes": ("SAECheck", "SparseCodes", "check_sae", "encode", "formats", "load_sae", "train_sae"),
+    "saes": ("SAECheck", "SparseCodes", "check_sae", "encode", "formats", "load_sae", "train_sae", "train_saes"),
     "semantics": ("LatentReferences", "References", "collect_references"),
     "towers": ("HookedCLIP", "HookedTower", "load_clip", "register_family"),
 }  # fmt: skip
@@ -91,6 +91,7 @@ __all__ = [
     "register_family",
     "text_target",
     "train_sae",
+    "train_saes",
 ]
 
 

@@ -1,10 +1,13 @@
-"""Activations of images at one hook in bounded memory, and training batches that are a function of their number."""
+"""Activations of images at several hooks in bounded memory: one pass, kept in memory or on disk, or run again."""
 
 from __future__ import annotations
 
-import hashlib
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,33 +15,38 @@ from tqdm.auto import tqdm
 
 from clip_lens_ext.data import ImageBatch, ImageBatches
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.saes.activation_cache import ActivationCache
 from clip_lens_ext.towers.positions import TokenScope, select_tokens
 from clip_lens_ext.towers.tower import HookedTower
 
 
 class ActivationRows:
-    """The activations of every readable sample at one hook: `n_tokens` rows a sample, of width `d`.
+    """The activations of every readable sample at some hooks: `n_tokens` rows a sample, of width `d[hook]`.
 
-    Making one passes over the data once. Rows that fit into the memory limit are kept; otherwise the pass only reads
-    the samples, and `take` runs the tower again for those that are asked for.
+    Making one passes over the data once, for all hooks together. Rows that fit into the memory limit are kept there;
+    with `cache_dir` they are written to disk, whatever their size, and read from there the next time; otherwise the
+    pass only reads the samples, and `take` runs the tower again for those that are asked for.
 
     Args:
         tower: the tower; it is only run, without gradients.
         images: the samples.
-        hook_name: a hook that gives `[batch token d]` or `[batch d]`.
+        hook_names: hooks that give `[batch token d]` or `[batch d]`, all with as many tokens.
         token_scope: which tokens; "all" at a hook without a token axis means "pooled".
-        memory_limit: bytes that the kept rows may take; 0 keeps none.
+        memory_limit: bytes that the kept rows may take, of all hooks together; 0 keeps none.
+        cache_dir: folder of activations on disk; a pass that was killed goes on after what is there.
+        identity: JSON values that tell the activations of one model from those of another.
         progress: draw a bar.
 
     Attributes:
         indexes: the position in the data of each readable sample.
         fingerprint: of the data, as `ImageBatches.fingerprint`.
         n_skipped: samples that could not be read.
-        stored: `[sample token d]` on the CPU, or None where they did not fit.
+        stored: `[sample token d]` of each hook, on the CPU, or None where they did not fit.
+        token_scope: with "pooled" for "all" where the hooks have no token axis.
 
     Raises:
-        InputError: no sample can be read, an activation is NaN or infinite (it names the image), or hook and scope do
-            not go together.
+        InputError: no sample can be read, an activation is NaN or infinite (it names the image), hook and scope do not
+            go together, two hooks have different numbers of tokens, or the cache is of other activations.
     """
 
     def __init__(
@@ -46,33 +54,26 @@ class ActivationRows:
         tower: HookedTower,
         images: ImageBatches,
         *,
-        hook_name: str,
+        hook_names: Sequence[str],
         token_scope: TokenScope,
         memory_limit: int,
-        progress: bool,
+        cache_dir: str | os.PathLike[str] | None = None,
+        identity: Mapping[str, Any] | None = None,
+        progress: bool = True,
     ) -> None:
-        self.tower, self.images, self.hook_name, self.token_scope = tower, images, hook_name, token_scope
+        self.tower, self.images, self.token_scope = tower, images, token_scope
+        self.hook_names = tuple(dict.fromkeys(hook_names))
         self.indexes: list[int] = []
-        self.stored: Tensor | None = None
-        self.n_tokens = self.d = 0
-        n_expected = images.n_samples
-        with tqdm(total=n_expected, desc=f"activations at {hook_name}", unit="image", disable=not progress) as bar:
-            for batch in images:
-                if not self.indexes:
-                    rows = self.rows(batch)
-                    self.n_tokens, self.d = rows.shape[1:]
-                    size = rows[0].numel() * rows.element_size()
-                    if (n_expected or len(rows)) * size <= memory_limit:
-                        self.stored = torch.empty((n_expected or 1024, *rows.shape[1:]), dtype=rows.dtype)
-                elif self.stored is not None:
-                    rows = self.rows(batch)
-                if self.stored is not None:
-                    self._store(rows, memory_limit)
-                self.indexes += batch.indexes
-                bar.update(len(batch.names))
-                if images.skipped:
-                    bar.set_postfix(skipped=len(images.skipped))
-        self.stored = None if self.stored is None else self.stored[: len(self.indexes)]
+        self.stored: dict[str, Tensor] | None = None
+        self.n_tokens = 0
+        self.d: dict[str, int] = {}
+        same = {**(identity or {}), "token_scope": token_scope, "dtype": str(tower.cfg.dtype)}
+        self._caches: dict[str, ActivationCache] = {}
+        if cache_dir is not None:
+            self._caches = {
+                name: ActivationCache(Path(cache_dir, name), {**same, "hook_name": name}) for name in self.hook_names
+            }
+        self._pass(memory_limit, progress)
         self.fingerprint = str(images.fingerprint)
         self.n_skipped = len(images.skipped)
         if images.skipped:
@@ -84,17 +85,77 @@ class ActivationRows:
         """Number of readable samples."""
         return len(self.indexes)
 
+    def _pass(self, memory_limit: int, progress: bool) -> None:
+        """Read every sample once; run the tower where its rows are to be kept and are not on disk yet."""
+        n_expected, keep = self.images.n_samples, False
+        shown = self.hook_names[0] if len(self.hook_names) == 1 else f"{len(self.hook_names)} hooks"
+        with tqdm(total=n_expected, desc=f"activations at {shown}", unit="image", disable=not progress) as bar:
+            for batch in self.images:
+                missing = self._not_cached(batch)
+                if not self.indexes:
+                    rows = self.rows(batch, self.hook_names)
+                    size = sum(one[0].numel() * one.element_size() for one in rows.values())
+                    keep = not self._caches and (n_expected or len(batch.names)) * size <= memory_limit
+                    if keep:
+                        room = n_expected or 1024
+                        self.stored = {k: torch.empty((room, *v.shape[1:]), dtype=v.dtype) for k, v in rows.items()}
+                elif keep or missing:
+                    rows = self.rows(batch, self.hook_names if keep else missing)
+                if keep:
+                    keep = self._store(rows, memory_limit)
+                for name in missing:
+                    known = self._caches[name].n_stored - len(self.indexes)
+                    self._caches[name].append(rows[name][known:], batch.pixels[known:])
+                self.indexes += batch.indexes
+                bar.update(len(batch.names))
+                if self.images.skipped:
+                    bar.set_postfix(skipped=len(self.images.skipped))
+        for cache in self._caches.values():
+            cache.finish(len(self.indexes))
+        if self._caches and len(self.indexes) * size <= memory_limit:
+            everything = range(len(self.indexes))
+            self.stored = {name: cache.take(everything) for name, cache in self._caches.items()}
+        elif self.stored is not None:
+            self.stored = {name: kept[: len(self.indexes)] for name, kept in self.stored.items()}
+
+    def _not_cached(self, batch: ImageBatch) -> list[str]:
+        """The hooks whose cache lacks samples of this batch; those that it has are checked."""
+        missing, first = [], len(self.indexes)
+        for name, cache in self._caches.items():
+            for number in range(first, min(first + len(batch.names), cache.n_stored)):
+                cache.check(number, batch.pixels[number - first], batch.names[number - first])
+            if cache.n_stored < first + len(batch.names):
+                missing.append(name)
+        return missing
+
     @torch.no_grad()
-    def rows(self, batch: ImageBatch) -> Tensor:
-        """The activations of a batch, `[sample token d]` on the CPU."""
+    def rows(self, batch: ImageBatch, hook_names: Sequence[str]) -> dict[str, Tensor]:
+        """The activations of a batch, `[sample token d]` on the CPU for each hook, in one run of the tower."""
         cfg = self.tower.cfg
         x = batch.pixels.to(cfg.device)
         x = x.to(cfg.dtype) if x.is_floating_point() else x
-        with torch.no_grad():  # where gradients are on, run_to keeps to the kernels that a gradient needs
-            activation = self.tower.run_to(x, self.hook_name)
+        return {name: self._rows(value, name, batch, x) for name, value in self._run(x, hook_names).items()}
+
+    def _run(self, x: Tensor, hook_names: Sequence[str]) -> dict[str, Tensor]:
+        """The activation that enters each hook; the tower runs as far as the last of them."""
+        order = {name: place for place, name in enumerate(self.tower.hook_names())}
+        *before, last = sorted(hook_names, key=order.__getitem__)
+        found: dict[str, Tensor] = {}
+
+        def keep(value: Tensor, hook: Any) -> None:
+            found[hook.name] = value
+
+        # Where gradients are on, run_to keeps to the kernels that a gradient needs.
+        with torch.no_grad(), ExitStack() as live:
+            if before:
+                live.enter_context(self.tower.hooks(fwd_hooks=[(name, keep) for name in before]))
+            found[last] = self.tower.run_to(x, last)
+        return {name: found[name] for name in hook_names}
+
+    def _rows(self, activation: Tensor, hook_name: str, batch: ImageBatch, x: Tensor) -> Tensor:
         if activation.ndim not in (2, 3):
             raise InputError(
-                f"{self.hook_name} gives {list(activation.shape)}: an SAE is trained where the tower gives "
+                f"{hook_name} gives {list(activation.shape)}: an SAE is trained where the tower gives "
                 "[batch token d] or [batch d]"
             )
         if activation.ndim == 2 and self.token_scope == "all":
@@ -105,131 +166,43 @@ class ActivationRows:
         finite = torch.isfinite(rows).flatten(1).all(1)
         if not finite.all():
             name = batch.names[int(finite.int().argmin())]
-            raise InputError(f"the activation of image {name!r} at {self.hook_name} is NaN or infinite")
+            raise InputError(f"the activation of image {name!r} at {hook_name} is NaN or infinite")
+        if self.n_tokens and rows.shape[1] != self.n_tokens:
+            raise InputError(
+                f"{hook_name} has {rows.shape[1]} tokens and {next(iter(self.d))} has {self.n_tokens}: hooks that are "
+                "trained together need as many; train them in two calls"
+            )
+        self.n_tokens, self.d[hook_name] = rows.shape[1], rows.shape[2]
         return rows.cpu()
 
-    def _store(self, rows: Tensor, memory_limit: int) -> None:
+    def _store(self, rows: Mapping[str, Tensor], memory_limit: int) -> bool:
+        """Keep the rows of a batch; False, and nothing is kept any more, where they do not fit."""
         assert self.stored is not None
-        end = len(self.indexes) + len(rows)
-        if end * rows[0].numel() * rows.element_size() > memory_limit:
+        for name, new in rows.items():
+            kept, start, end = self.stored[name], len(self.indexes), len(self.indexes) + len(new)
+            if end > len(kept):
+                grown = torch.empty((2 * end, *new.shape[1:]), dtype=new.dtype)
+                grown[:start] = kept[:start]
+                self.stored[name] = kept = grown
+            kept[start:end] = new
+        size = sum(new[0].numel() * new.element_size() for new in rows.values())
+        if end * size > memory_limit:
             self.stored = None
-            return
-        if end > len(self.stored):
-            grown = torch.empty((2 * end, *rows.shape[1:]), dtype=rows.dtype)
-            grown[: len(self.indexes)] = self.stored[: len(self.indexes)]
-            self.stored = grown
-        self.stored[len(self.indexes) : end] = rows
+        return self.stored is not None
 
-    def take(self, samples: Sequence[int]) -> Tensor:
-        """The activations `[sample token d]` of some readable samples, in this order; runs the tower if none are kept.
+    def take(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        """The activations `[sample token d]` of some readable samples, in this order, for each hook.
 
         Raises:
             InputError: a sample that was readable at first is not any more, or the data have one order only.
         """
         if self.stored is not None:
-            return self.stored[torch.as_tensor(samples, dtype=torch.long)]
+            return {name: kept[torch.as_tensor(samples, dtype=torch.long)] for name, kept in self.stored.items()}
+        if self._caches:
+            return {name: cache.take(samples) for name, cache in self._caches.items()}
         chosen = self.images.select([self.indexes[sample] for sample in samples])
-        rows = torch.cat([self.rows(batch) for batch in chosen])
-        if len(rows) != len(samples):
+        parts = [self.rows(batch, self.hook_names) for batch in chosen]
+        rows = {name: torch.cat([part[name] for part in parts]) for name in self.hook_names}
+        if len(rows[self.hook_names[0]]) != len(samples):
             raise InputError(f"the data changed: {chosen.skipped[0].name!r} could be read before, and now it cannot")
         return rows
-
-
-class ShuffledRows:
-    """Batches of activation rows without end, each a function of seed and number alone, so that resuming is exact.
-
-    Every epoch goes through all samples in a new order, in chunks of `buffer_images` samples whose rows are shuffled
-    together; rows that are kept in memory make one chunk. A batch may span two chunks or two epochs.
-
-    Args:
-        activations: the rows.
-        samples: which of its samples to draw from.
-        batch_size: rows in a batch.
-        seed: of all orders.
-        buffer_images: samples in a chunk.
-    """
-
-    def __init__(
-        self, activations: ActivationRows, samples: Sequence[int], *, batch_size: int, seed: int, buffer_images: int
-    ) -> None:
-        self.activations, self.samples = activations, torch.as_tensor(samples, dtype=torch.long)
-        self.batch_size, self.seed = batch_size, seed
-        self.n_rows = len(samples) * activations.n_tokens
-        in_memory = activations.stored is not None
-        self._chunk_rows = self.n_rows if in_memory else min(buffer_images, len(samples)) * activations.n_tokens
-        self._chunk: tuple[tuple[int, int], Tensor, Tensor] | None = None
-
-    def batch(self, number: int) -> Tensor:
-        """Batch `number` (from 0), `[batch_size d]`."""
-        position, missing, parts = number * self.batch_size, self.batch_size, []
-        while missing:
-            epoch, row = divmod(position, self.n_rows)
-            chunk, offset = divmod(row, self._chunk_rows)
-            rows, order = self.chunk(epoch, chunk)
-            parts.append(rows[order[offset : offset + missing]])
-            position += len(parts[-1])
-            missing -= len(parts[-1])
-        return torch.cat(parts)
-
-    def chunk(self, epoch: int, chunk: int) -> tuple[Tensor, Tensor]:
-        """Rows `[row d]` and the order in which chunk `chunk` of an epoch goes through them."""
-        if self._chunk is None or self._chunk[0] != (epoch, chunk):
-            self._chunk = None  # frees the old rows before new ones are made
-            self._chunk = ((epoch, chunk), *self._make_chunk(epoch, chunk))
-        return self._chunk[1], self._chunk[2]
-
-    def _make_chunk(self, epoch: int, chunk: int) -> tuple[Tensor, Tensor]:
-        n_tokens = self.activations.n_tokens
-        shuffle = generator(self.seed, "rows", epoch, chunk)
-        if self.activations.stored is not None:
-            ids = (self.samples[:, None] * n_tokens + torch.arange(n_tokens)).flatten()
-            return self.activations.stored.flatten(0, 1), ids[torch.randperm(len(ids), generator=shuffle)]
-        order = self.samples[torch.randperm(len(self.samples), generator=generator(self.seed, "samples", epoch))]
-        n_images = self._chunk_rows // n_tokens
-        rows = self.activations.take(order[chunk * n_images : (chunk + 1) * n_images].tolist()).flatten(0, 1)
-        return rows, torch.randperm(len(rows), generator=shuffle)
-
-    def statistics(self, slice_rows: int = 16384) -> tuple[Tensor, float]:
-        """Mean row `[d]` (float64) and mean norm of the rows of the first chunk; all of them if they are in memory."""
-        rows, order = self.chunk(0, 0)
-        total, norms = torch.zeros(rows.shape[-1], dtype=torch.float64), 0.0
-        for part in order.sort().values.split(slice_rows):
-            taken = rows[part].double()
-            total += taken.sum(0)
-            norms += float(taken.norm(dim=-1).sum())
-        return total / len(order), norms / len(order)
-
-
-def split_samples(n_samples: int, held_out: float, *, seed: int, at_least: int = 1) -> tuple[list[int], list[int]]:
-    """Split samples into those to train on and those held out, in a way that depends on the seed alone.
-
-    Args:
-        n_samples: how many there are.
-        held_out: share to hold out, in 0..1.
-        seed: of the choice.
-        at_least: fewest samples to hold out.
-
-    Returns:
-        Positions to train on and positions held out, both sorted; none is in both.
-
-    Raises:
-        InputError: too few samples for one to train on and `at_least` to hold out.
-
-    Example:
-        >>> train, held_out = split_samples(10, 0.2, seed=0)
-        >>> len(train), len(held_out), sorted(train + held_out) == list(range(10))
-        (8, 2, True)
-    """
-    n_held_out = max(at_least, round(n_samples * held_out))
-    if n_samples - n_held_out < 1:
-        raise InputError(
-            f"{n_samples} readable images are too few: {n_held_out} would be held out, and none left to train on"
-        )
-    order = torch.randperm(n_samples, generator=generator(seed, "split")).tolist()
-    return sorted(order[n_held_out:]), sorted(order[:n_held_out])
-
-
-def generator(seed: int, *purpose: object) -> torch.Generator:
-    """A random generator of its own for each seed and purpose, so that no two draws share a stream."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

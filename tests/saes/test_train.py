@@ -17,14 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from clip_lens_ext.data import image_batches
 from clip_lens_ext.errors import HookNameError, InputError
-from clip_lens_ext.saes.activations import ActivationRows, ShuffledRows, split_samples
+from clip_lens_ext.saes.activations import ActivationRows
 from clip_lens_ext.saes.load import load_sae
 from clip_lens_ext.saes.quality import Reconstruction
-from clip_lens_ext.saes.train import train_sae
+from clip_lens_ext.saes.run_folder import RunFolder
+from clip_lens_ext.saes.shuffled_rows import ShuffledRows, split_samples
+from clip_lens_ext.saes.train import train_sae, train_saes
+from clip_lens_ext.saes.trainer import layer_norm
 from clip_lens_ext.towers.tower import HookedTower
 
 HOOK = "blocks.0.hook_resid_post"
@@ -57,7 +60,7 @@ def tower() -> HookedTower:
 @pytest.fixture(autouse=True)
 def poor_quality_is_expected() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the SAE explains")
+        warnings.filterwarnings("ignore", message="the SAE at .* explains")
         yield
 
 
@@ -78,7 +81,10 @@ def structured() -> tuple[HookedTower, Tensor]:
     return make_tower(), torch.einsum("np,pchw->nchw", weights, patterns)
 
 
-@pytest.mark.parametrize(("architecture", "exported"), [("topk", "topk"), ("batchtopk", "jumprelu"), ("jumprelu",) * 2])
+@pytest.mark.parametrize(
+    ("architecture", "exported"),
+    [("topk", "topk"), ("batchtopk", "jumprelu"), ("matryoshka", "jumprelu"), ("jumprelu",) * 2],
+)
 def test_an_sae_learns_and_its_measures_are_those_of_its_held_out_images(
     structured: tuple[HookedTower, Tensor], architecture: str, exported: str
 ) -> None:
@@ -203,81 +209,6 @@ def test_a_scope_of_one_token_holds_out_two_images(tower: HookedTower, scope: An
     assert metadata.explained_variance is not None
 
 
-# --- the rows
-
-
-def rows_of(tower: HookedTower, images: Tensor, memory_limit: int, scope: Any = "all") -> ActivationRows:
-    batches = image_batches(images, batch_size=3)
-    return ActivationRows(
-        tower, batches, hook_name=HOOK, token_scope=scope, memory_limit=memory_limit, progress=False
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("memory_limit", [2 << 30, 0])
-@pytest.mark.parametrize(("scope", "tokens"), [("all", slice(None)), ("cls", slice(0, 1)), ("patches", slice(1, None))])
-def test_rows_are_the_activations_of_the_tower(
-    tower: HookedTower, memory_limit: int, scope: str, tokens: slice
-) -> None:
-    rows = rows_of(tower, pictures(7), memory_limit, scope)
-    assert (rows.stored is None) == (memory_limit == 0)
-    expected = tower.run_to(pictures(7), HOOK)[:, tokens]
-    torch.testing.assert_close(rows.take([4, 0, 6]), expected[[4, 0, 6]])
-
-
-@pytest.mark.parametrize("memory_limit", [2 << 30, 0])
-@pytest.mark.parametrize("batch_size", [1, 7, 20, 64])
-def test_an_epoch_gives_every_row_once_in_a_new_order(tower: HookedTower, memory_limit: int, batch_size: int) -> None:
-    """Whatever the batches and chunks, the stream of rows is a shuffled epoch after another."""
-    samples = [0, 2, 3, 6]
-    rows = rows_of(tower, pictures(7), memory_limit)
-    provider = ShuffledRows(rows, samples, batch_size=batch_size, seed=4, buffer_images=3)
-    n = provider.n_rows
-    assert n == 4 * rows.n_tokens
-    stream = torch.cat([provider.batch(i) for i in range(2 * n // batch_size + 1)])[: 2 * n]
-    expected = rows.take(samples).flatten(0, 1)
-    epochs = [stream[:n], stream[n:]]
-    for epoch in epochs:
-        ids = torch.cdist(epoch.double(), expected.double()).argmin(1)
-        assert sorted(ids.tolist()) == list(range(n))
-        assert ids.tolist() != list(range(n))
-    assert not torch.equal(epochs[0], epochs[1])
-
-
-@pytest.mark.parametrize("memory_limit", [2 << 30, 0])
-def test_a_batch_depends_on_seed_and_number_alone(tower: HookedTower, memory_limit: int) -> None:
-    def provider(seed: int = 4) -> ShuffledRows:
-        rows = rows_of(tower, pictures(7), memory_limit)
-        return ShuffledRows(rows, [0, 1, 2, 5], batch_size=9, seed=seed, buffer_images=3)
-
-    forwards = provider()
-    batches = [forwards.batch(i) for i in range(6)]
-    backwards = provider()
-    for i in reversed(range(6)):
-        assert torch.equal(backwards.batch(i), batches[i])
-    assert not torch.equal(provider(seed=5).batch(0), batches[0])
-
-
-def test_rows_grow_with_data_of_unknown_length(tower: HookedTower, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stream(IterableDataset):
-        def __iter__(self) -> Iterator[Tensor]:
-            return iter(pictures(1100))
-
-    rows = ActivationRows(
-        tower, image_batches(Stream(), batch_size=64), hook_name=HOOK, token_scope="cls", memory_limit=1 << 20,
-        progress=False,
-    )  # fmt: skip
-    assert rows.stored is not None
-    assert rows.stored.shape == (1100, 1, 16)
-    torch.testing.assert_close(rows.stored[:, 0], tower.run_to(pictures(1100), HOOK)[:, 0])
-    small = ActivationRows(
-        tower, image_batches(Stream(), batch_size=64), hook_name=HOOK, token_scope="cls", memory_limit=1 << 14,
-        progress=False,
-    )  # fmt: skip
-    assert small.stored is None
-    with pytest.raises(InputError, match="one order only"):
-        small.take([0])
-
-
 def test_the_pooled_and_the_embedding_hook(tower: HookedTower) -> None:
     for hook, width in (("hook_pooled", 16), ("hook_embedding", 12)):
         sae = train_sae(tower, pictures(), **{**SMALL, "hook_name": hook})
@@ -297,10 +228,10 @@ def test_a_text_tower_trains_on_its_end_of_text_tokens() -> None:
     sae = train_sae(tower, ids, token_scope="eot", **SMALL)
     assert (sae.cfg.metadata.tower, sae.cfg.metadata.token_scope) == ("text", "eot")
     rows = ActivationRows(
-        tower, image_batches(ids), hook_name=HOOK, token_scope="eot", memory_limit=1 << 20, progress=False
+        tower, image_batches(ids), hook_names=[HOOK], token_scope="eot", memory_limit=1 << 20, progress=False
     )
     expected = tower.run_to(ids, HOOK)[torch.arange(20), ids.argmax(1)]
-    torch.testing.assert_close(rows.take(range(20))[:, 0], expected)
+    torch.testing.assert_close(rows.take(range(20))[HOOK][:, 0], expected)
 
 
 # --- repeating and resuming
@@ -323,7 +254,7 @@ class Killed(BaseException):
 def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     whole = ShuffledRows.batch
 
-    def batch(self: ShuffledRows, at: int) -> Tensor:
+    def batch(self: ShuffledRows, at: int) -> dict[str, Tensor]:
         if at == number:
             raise Killed
         return whole(self, at)
@@ -332,7 +263,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 @pytest.mark.parametrize("memory_limit", [2 << 30, 0])
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka", "jumprelu"])
 def test_a_killed_run_resumes_to_the_same_bits(
     tower: HookedTower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, memory_limit: int
 ) -> None:
@@ -463,9 +394,9 @@ def test_a_low_precision_tower_gives_a_float32_sae(tower: HookedTower) -> None:
 
 
 def test_poor_quality_is_one_warning(tower: HookedTower) -> None:
-    with pytest.warns(UserWarning, match="the SAE explains") as caught:
+    with pytest.warns(UserWarning, match="the SAE at blocks.0.hook_resid_post explains") as caught:
         train_sae(tower, pictures(), lr=1e-12, **SMALL)
-    assert len([entry for entry in caught if "explains" in str(entry.message)]) == 1
+    assert [entry.filename for entry in caught if "explains" in str(entry.message)] == [__file__]
 
 
 class Broken(Dataset):
@@ -485,8 +416,9 @@ class Broken(Dataset):
 
 
 def test_what_cannot_be_read_is_left_out_counted_and_named(tower: HookedTower) -> None:
-    with pytest.warns(UserWarning, match=r"2 samples could not be read .*\(3: image file is truncated; 17:"):
+    with pytest.warns(UserWarning, match=r"2 samples could not be read .*\(3: image file is truncated; 17:") as caught:
         sae = train_sae(tower, Broken({3, 17}), **SMALL)
+    assert [entry.filename for entry in caught if "could not be read" in str(entry.message)] == [__file__]
     assert (sae.cfg.metadata.n_skipped_images, sae.cfg.metadata.n_training_images) == (2, 16)
     good = [index for index in range(20) if index not in (3, 17)]
     assert same_weights(sae, train_sae(tower, pictures()[good], **SMALL))
@@ -516,6 +448,105 @@ def test_folders_data_sets_and_loaders_train_the_same_sae(
         assert same_weights(first, train_sae(tower, data, memory_limit=memory_limit, **SMALL))
 
 
+# --- several hooks, and a cache
+
+HOOKS = ["blocks.1.hook_resid_post", HOOK]
+SEVERAL = {name: value for name, value in SMALL.items() if name != "hook_name"}
+
+
+@pytest.mark.parametrize("memory_limit", [2 << 30, 0])
+@pytest.mark.parametrize("architecture", ["topk", "matryoshka", "jumprelu"])
+def test_saes_that_are_trained_together_are_each_alone_to_the_bit(
+    tower: HookedTower, architecture: str, memory_limit: int
+) -> None:
+    more = {"architecture": architecture, "memory_limit": memory_limit, "seed": 3, "buffer_images": 5}
+    together = train_saes(tower, pictures(), hook_names=HOOKS, **SEVERAL, **more)
+    assert list(together) == HOOKS
+    for name, sae in together.items():
+        alone = train_sae(tower, pictures(), **{**SMALL, **more, "hook_name": name})
+        assert same_weights(sae, alone)
+        assert sae.cfg.metadata.to_dict() == alone.cfg.metadata.to_dict()
+
+
+def test_several_runs_that_are_killed_between_two_checkpoints_resume_to_the_same_bits(
+    tower: HookedTower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train_saes(tower, pictures(), hook_names=HOOKS, **SEVERAL)
+    whole, calls = RunFolder.checkpoint, 0
+
+    def checkpoint(self: RunFolder, trainer: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # the second checkpoint of the second run: the first is six steps ahead
+            raise Killed
+        whole(self, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "checkpoint", checkpoint)
+        with pytest.raises(Killed):
+            train_saes(tower, pictures(), hook_names=HOOKS, output_dir=tmp_path, checkpoint_every=6, **SEVERAL)
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/checkpoint*"))
+    assert found == [f"{HOOK}/checkpoint-6", f"{HOOKS[0]}/checkpoint-12"]
+    resumed = train_saes(tower, pictures(), hook_names=HOOKS, output_dir=tmp_path, checkpoint_every=6, **SEVERAL)
+    assert all(same_weights(resumed[name], expected[name]) for name in HOOKS)
+    # One of them is finished: it is loaded, and only the new one is trained.
+    embed = "hook_full_embed"
+    three = train_saes(tower, pictures(), hook_names=[HOOK, embed], output_dir=tmp_path, **SEVERAL)
+    assert same_weights(three[HOOK], expected[HOOK])
+    assert same_weights(three[embed], train_sae(tower, pictures(), **{**SMALL, "hook_name": embed}))
+    assert all((tmp_path / name / "cfg.json").is_file() for name in [*HOOKS, embed])
+
+
+@pytest.mark.parametrize("memory_limit", [2 << 30, 0])
+def test_a_cache_on_disk_changes_nothing_but_the_work(tower: HookedTower, tmp_path: Path, memory_limit: int) -> None:
+    more: dict[str, Any] = {"memory_limit": memory_limit, "buffer_images": 5}
+    expected = train_sae(tower, pictures(), **SMALL, **more)
+    assert same_weights(expected, train_sae(tower, pictures(), cache_dir=tmp_path, **SMALL, **more))
+    runs: list[int] = []
+    with tower.hooks(fwd_hooks=[("hook_embed", lambda value, hook: runs.append(len(value)))]):
+        sae = train_sae(tower, pictures(), cache_dir=tmp_path, **SMALL, **more)
+    assert same_weights(expected, sae)
+    assert runs == [3]  # the first batch, for its shape
+    with torch.no_grad():
+        tower.native.conv1.weight.add_(1.0)
+    with pytest.raises(InputError, match="other activations: tower_sha256 was"):
+        train_sae(tower, pictures(), cache_dir=tmp_path, **SMALL, **more)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "matryoshka"])
+def test_layer_norm_of_the_inputs_stays_with_the_sae(
+    structured: tuple[HookedTower, Tensor], tmp_path: Path, architecture: str
+) -> None:
+    tower, images = structured
+    sae = train_sae(
+        tower, images, hook_name=HOOK, d_sae=96, k=6, lr=3e-3, n_training_tokens=400 * 128, batch_size=128,
+        normalize_activations="layer_norm", architecture=architecture, output_dir=tmp_path, progress=False,
+    )  # fmt: skip
+    assert sae.cfg.normalize_activations == "layer_norm"
+    assert sae.cfg.metadata.explained_variance > 0.6
+    x = tower.run_to(images[:4], HOOK)
+    with torch.no_grad():
+        # SAELens' layer norm: centred, over the sample standard deviation. Codes do not see shift and scale.
+        torch.testing.assert_close(sae.encode(3 * x + 1), sae.encode(x), atol=1e-4, rtol=1e-3)
+        assert layer_norm(x).equal(sae.run_time_activation_norm_fn_in(x))
+        assert load_sae(tmp_path)(x).equal(sae(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hook_names": []}, "at least one"),
+        ({"hook_names": [HOOK, HOOK]}, "must be different hooks"),
+        ({"hook_names": [HOOK], "archtecture": "topk"}, "no keyword 'archtecture'; did you mean 'architecture'"),
+        ({"hook_names": [HOOK], "hook_name": HOOK}, "no keyword 'hook_name'"),
+        ({"hook_names": [HOOK, "hook_pooled"]}, "train them in two calls"),
+    ],
+)
+def test_several_hooks_that_make_no_sense(tower: HookedTower, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train_saes(tower, pictures(), **{**SEVERAL, **change})
+
+
 # --- errors
 
 
@@ -541,7 +572,8 @@ def test_folders_data_sets_and_loaders_train_the_same_sae(
         ({"lr": float("nan")}, "lr must be positive"),
         ({"seed": 1.5}, "seed must be an integer"),
         ({"token_scope": "some"}, "token_scope must be one of"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations must be one of"),
+        ({"normalize_activations": "l2"}, "normalize_activations must be one of"),
+        ({"sae_kwargs": {"matryoshka_widths": [8, 4]}, "architecture": "matryoshka"}, "SAELens refuses this"),
         ({"sae_kwargs": {"l0_coeficient": 1.0}, "architecture": "jumprelu"}, "did you mean 'l0_coefficient'"),
         ({"sae_kwargs": {"d_in": 1}}, "'d_in' is no field"),
         ({"token_scope": "patches", "hook_name": "hook_pooled"}, "use 'pooled'"),
@@ -549,7 +581,7 @@ def test_folders_data_sets_and_loaders_train_the_same_sae(
         ({"token_scope": "eot"}, "end-of-text"),
         ({"hook_name": "blocks.0.attn.hook_pattern"}, r"gives \[3, 2, 5, 5\]"),
         ({"held_out": 0.99}, "too few"),
-        ({"lr": 1e30, "normalize_activations": "none"}, "the loss is"),
+        ({"lr": 1e30, "normalize_activations": "none"}, "the loss at blocks.0.hook_resid_post is"),
     ],
 )
 def test_settings_that_make_no_sense(tower: HookedTower, change: dict[str, Any], message: str) -> None:
