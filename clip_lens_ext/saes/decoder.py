@@ -12,6 +12,7 @@ import weakref
 
 import torch
 from sae_lens import SAE
+from sae_lens.saes.transcoder import Transcoder
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError
@@ -45,6 +46,21 @@ def _normalised_scale(sae: SAE, rows: Tensor) -> Tensor:
     return rows.new_ones(len(rows), 1)
 
 
+def check_reconstructs(sae: SAE) -> None:
+    """Raise `InputError` for a transcoder, which gives another hook's activations and reconstructs none.
+
+    Example:
+        >>> from sae_lens import StandardSAE, StandardSAEConfig
+        >>> check_reconstructs(StandardSAE(StandardSAEConfig(d_in=4, d_sae=8)))
+    """
+    if isinstance(sae, Transcoder):
+        source, to = sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out or "another hook"
+        raise InputError(
+            f"this is a transcoder from {source} to {to}: it reconstructs neither, so that there is no error term, and "
+            "nothing to splice or to attribute at one hook; encode() gives its latents, and sae(x) its output"
+        )
+
+
 @torch.no_grad()
 def check_decoder(sae: SAE, row: Tensor, latents: Tensor) -> None:
     """Raise `InputError` unless `decode` is the affine map that this module says. Each SAE is tried once.
@@ -54,6 +70,7 @@ def check_decoder(sae: SAE, row: Tensor, latents: Tensor) -> None:
         row: one input row `[1 d_in]`.
         latents: latents to try, together and with different amounts.
     """
+    check_reconstructs(sae)
     if sae in _CHECKED:
         return
     row, latents = row.to(sae.dtype), latents.unique()[:16]

@@ -19,7 +19,7 @@ def is_hub_name(source: str) -> bool:
     return plain and not Path(source).exists() and not Path(source).parent.exists()
 
 
-def fetch(source: str) -> Path:
+def fetch(source: str, *, force_download: bool = False) -> Path:
     """The path of `org/name[/folder or file]`, from the local cache or fetched: that folder and no more.
 
     Raises:
@@ -31,7 +31,7 @@ def fetch(source: str) -> Path:
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
     patterns = [inner, f"{inner}/*", f"{inner}/**"] if inner else None
     try:
-        root = Path(snapshot_download(repo, allow_patterns=patterns))
+        root = Path(snapshot_download(repo, allow_patterns=patterns, force_download=force_download))
     except Exception as error:  # the hub's client has many of its own
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LoadError(

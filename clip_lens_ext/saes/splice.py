@@ -23,6 +23,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from clip_lens_ext.errors import HookNameError, InputError
+from clip_lens_ext.saes.decoder import check_reconstructs
 from clip_lens_ext.towers.live import any_live, fire
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 from clip_lens_ext.towers.sae_calls import register_splice
@@ -48,6 +49,7 @@ class SplicedSAE:
         token_scope: TokenScope | None = None,
         straight_through: bool | None = None,
     ) -> None:
+        check_reconstructs(sae)
         self.sae = sae
         self.hook_name = sae_hook_name(tower, sae, hook_name)
         self.token_scope = token_scope or sae.cfg.metadata.token_scope

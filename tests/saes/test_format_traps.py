@@ -101,11 +101,6 @@ def test_prisma_s_json_counts_and_not_its_defaults(tmp_path: Path) -> None:
     sae = load_sae(LAYOUTS["prisma relu"](tmp_path).path)
     assert sae.cfg.normalize_activations == "none"
     assert sae.cfg.architecture() == "standard"
-    (tmp_path / "t").mkdir()
-    written = LAYOUTS["prisma relu"](tmp_path / "t")
-    torch.save({**torch.load(written.weights), "W_skip": noise(D, D)}, written.weights)
-    with pytest.raises(LoadError, match="is a transcoder"):
-        load_sae(written.path)
 
 
 def test_weight_norm_of_the_decoder_is_over_its_columns(tmp_path: Path) -> None:

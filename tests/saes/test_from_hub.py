@@ -8,9 +8,10 @@ import huggingface_hub
 import pytest
 import torch
 from oracles.checkpoints import clipscope, prisma, rows
+from sae_lens import SAE
 
 from clip_lens_ext.errors import LoadError
-from clip_lens_ext.saes import load_sae
+from clip_lens_ext.saes import formats, load_sae
 
 
 @pytest.fixture
@@ -52,3 +53,19 @@ def test_what_is_not_there(snapshot: Path) -> None:
         load_sae(snapshot / "nowhere")
     with pytest.raises(LoadError, match="no such file or folder"):
         load_sae("nowhere")
+
+
+def test_each_convert_is_a_converter_of_from_pretrained(snapshot: Path) -> None:
+    """As SAELens calls it: with the names of its own protocol, and a sparsity to come back."""
+    (snapshot / "vit-b-32").mkdir()
+    written = prisma(snapshot / "vit-b-32")
+    sae = SAE.from_pretrained("some-org/saes", "vit-b-32", converter=formats["prisma"].convert)
+    torch.testing.assert_close(sae.encode(rows()).double(), written.forward(rows())[0], rtol=1e-5, atol=2e-6)
+    assert sae.cfg.metadata.hook_name == "blocks.9.hook_resid_post"
+    whole = SAE.from_pretrained("some-org/saes", "vit-b-32", converter=formats["prisma"].convert, dtype="float64")
+    assert whole.W_enc.dtype == torch.float64
+    with pytest.raises(LoadError, match="has no 'gone'"):
+        SAE.from_pretrained("some-org/saes", "gone", converter=formats["prisma"].convert)
+    for given in ({}, {"path": snapshot, "repo_id": "some-org/saes"}):
+        with pytest.raises(LoadError, match="takes a path, or a repo_id"):
+            formats["prisma"].convert(**given)

@@ -3,6 +3,7 @@
 | family | configuration | function |
 |---|---|---|
 | Prisma | `config.json` beside the weights, or pickled in the file | `act((norm(x) - b_dec) W_enc + b_enc)` |
+| its transcoder | the same, with `b_dec_out` and perhaps `W_skip` | the same, decoded for another hook |
 | PatchSAE and its kin | pickled under `cfg` or `config` | `relu((x - b_dec) W_enc + b_enc)` |
 
 Prisma's `act` is relu, topk with relu, or gated; its `norm` is a layer norm or nothing.
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from clip_lens_ext.errors import LoadError
 from clip_lens_ext.saes.formats.record import Record, need, only
+from clip_lens_ext.saes.formats.transcoder import TranscoderRecord
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -41,12 +43,7 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
 def prisma_record(tensors: dict[str, Tensor], fields: dict[str, Any], path: Path) -> Record:
     """Prisma's function, from what its JSON says; what the JSON does not say is off, whatever Prisma's defaults are."""
     kind = fields.get("architecture") or "standard"
-    if kind == "transcoder" or "W_skip" in tensors or fields.get("is_transcoder"):
-        raise LoadError(f"{str(path)!r} is a transcoder: it maps one hook to another, and reconstructs neither")
-    layer_norm = fields.get("normalize_activations")
-    if layer_norm not in (None, "none", "layer_norm"):
-        raise LoadError(f"{str(path)!r}: normalize_activations {layer_norm!r} of Prisma is not read")
-    common: dict[str, Any] = {"subtract_b_dec": True, "layer_norm": layer_norm == "layer_norm"}
+    common: dict[str, Any] = {"subtract_b_dec": True, "layer_norm": _layer_norm(fields, path)}
     if kind == "gated":
         names = ("W_enc", "W_dec", "b_dec", "b_gate", "r_mag", "b_mag")
         enc, dec, b_dec, gate, r_mag, mag = need(tensors, path, *names)
@@ -54,11 +51,43 @@ def prisma_record(tensors: dict[str, Tensor], fields: dict[str, Any], path: Path
         return Record(enc, dec, None, b_dec, "gated", gate={"b_gate": gate, "r_mag": r_mag, "b_mag": mag}, **common)
     enc, b_enc, dec, b_dec = need(tensors, path, *WEIGHTS)
     only(tensors, path, *WEIGHTS, "scaling_factor", "b_gate", "r_mag", "b_mag")
+    activation, k = _activation(fields, path)
+    return Record(enc, dec, b_enc, b_dec, activation, k, **common)
+
+
+def is_transcoder(tensors: dict[str, Tensor], fields: dict[str, Any]) -> bool:
+    """Whether these are the weights of Prisma's transcoder, whatever the configuration calls it."""
+    return "b_dec_out" in tensors or "W_skip" in tensors or bool(fields.get("is_transcoder"))
+
+
+def prisma_transcoder_record(tensors: dict[str, Tensor], fields: dict[str, Any], path: Path) -> TranscoderRecord:
+    """Prisma's transcoder, with a skip connection where its weights have one."""
+    names = (*WEIGHTS, "b_dec_out")
+    enc, b_enc, dec, b_in, b_dec = need(tensors, path, *names)
+    only(tensors, path, *names, "W_skip")
+    activation, k = _activation(fields, path)
+    if activation == "topk" and k is None:
+        raise LoadError(f"{str(path)!r} does not say how many latents its TopK keeps: pass k=")
+    metadata: dict[str, Any] = {"tower": "vision", **hook_of(fields)}
+    layer = fields.get("out_hook_point_layer")
+    if isinstance(layer, int) and layer >= 0 and fields.get("layer_out_subtype"):
+        metadata["hook_name_out"] = f"blocks.{layer}.{fields['layer_out_subtype']}"
+    return TranscoderRecord(enc, dec, b_enc, b_dec, b_in, tensors.get("W_skip"), k, _layer_norm(fields, path), metadata)
+
+
+def _layer_norm(fields: dict[str, Any], path: Path) -> bool:
+    found = fields.get("normalize_activations")
+    if found not in (None, "none", "layer_norm"):
+        raise LoadError(f"{str(path)!r}: normalize_activations {found!r} of Prisma is not read")
+    return found == "layer_norm"
+
+
+def _activation(fields: dict[str, Any], path: Path) -> tuple[Any, int | None]:
     activation: Any = fields.get("activation_fn_str") or "relu"
     if activation not in ("relu", "topk"):
         raise LoadError(f"{str(path)!r}: activation {activation!r} of Prisma is not read; relu and topk are")
     k = (fields.get("activation_fn_kwargs") or {}).get("k", fields.get("activation_fn_kwargs.k"))
-    return Record(enc, dec, b_enc, b_dec, activation, k if activation == "topk" else None, **common)
+    return activation, k if activation == "topk" else None
 
 
 def hook_of(fields: dict[str, Any]) -> dict[str, Any]:

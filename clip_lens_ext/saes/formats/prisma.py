@@ -1,4 +1,9 @@
-"""Prisma: `config.json` beside `weights.pt`, or one `n_images_*.pt` with the configuration pickled in it."""
+"""Prisma: `config.json` beside `weights.pt`, or one `n_images_*.pt` with the configuration pickled in it.
+
+`z = act((norm(x) - b_dec) W_enc + b_enc)`, `x_hat = unnorm(z W_dec + b_dec)`: relu, topk with relu, or gated; a layer
+norm or none. A transcoder gives `unnorm(z W_dec + b_dec_out + x W_skip^T)`, for the hook `hook_name_out` of its
+metadata.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,17 @@ from typing import Any
 from torch import Tensor
 
 from clip_lens_ext.errors import LoadError
-from clip_lens_ext.saes.formats.pickled import fields_of, hook_of, prisma_record, weights_of
+from clip_lens_ext.saes.formats.pickled import (
+    fields_of,
+    hook_of,
+    is_transcoder,
+    prisma_record,
+    prisma_transcoder_record,
+    weights_of,
+)
 from clip_lens_ext.saes.formats.probe import probe, read, read_json
 from clip_lens_ext.saes.formats.record import translate
+from clip_lens_ext.saes.formats.transcoder import translate_transcoder
 
 _FIELDS = ("hook_point_layer", "layer_subtype")
 
@@ -49,6 +62,10 @@ def convert(
     fields = _fields(path, plain)
     if not fields:
         raise LoadError(f"{str(path)!r} has no configuration of Prisma, in it or beside it")
-    record = prisma_record(weights_of(tensors), fields, path)
+    weights = weights_of(tensors)
+    if is_transcoder(weights, fields):
+        transcoder = prisma_transcoder_record(weights, fields, path)
+        return translate_transcoder(transcoder, path, format="prisma", device=device, cfg_overrides=cfg_overrides)
+    record = prisma_record(weights, fields, path)
     record.metadata |= {"tower": "vision", **hook_of(fields)}
     return translate(record, path, format="prisma", device=device, cfg_overrides=cfg_overrides)

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError, LoadError, near
+from clip_lens_ext.saes.from_hub import HUB, fetch
 
 
 class Format(Protocol):
@@ -26,13 +27,54 @@ class Format(Protocol):
         ...
 
 
-class FormatRegistry(Mapping[str, Format]):
+class RegisteredFormat:
+    """A family under its name; its `convert` also reads from the hub, as `converter=` of `SAE.from_pretrained`."""
+
+    def __init__(self, name: str, family: Format) -> None:
+        self.name, self.matches, self._convert = name, family.matches, family.convert
+        self.__doc__ = family.__doc__
+
+    def convert(
+        self,
+        path: str | Path | None = None,
+        device: str = "cpu",
+        cfg_overrides: dict[str, Any] | None = None,
+        *,
+        repo_id: str | None = None,
+        folder_name: str = "",
+        force_download: bool = False,
+    ) -> Any:
+        """The configuration and the weights in SAELens' words, as SAELens' two kinds of converter give them.
+
+        Args:
+            path: a file or folder, as `SAE.load_from_disk` says it.
+            device: where the weights go.
+            cfg_overrides: fields of SAELens' config that win.
+            repo_id, folder_name, force_download: a repository of the hub and a folder in it, as `SAE.from_pretrained`
+                says them.
+
+        Returns:
+            `(cfg_dict, state_dict)` of a path, `(cfg_dict, state_dict, None)` of a repository: nobody else's files say
+            the sparsity that SAELens asks for.
+
+        Raises:
+            LoadError: neither or both are given, or what they lead to is not of this family.
+        """
+        if (path is None) == (repo_id is None):
+            raise LoadError(f"convert() of the SAE format {self.name!r} takes a path, or a repo_id of the hub")
+        if path is not None:
+            return self._convert(path, device, cfg_overrides)
+        found = fetch(f"{HUB}{repo_id}/{folder_name}".rstrip("/."), force_download=force_download)
+        return (*self._convert(found, device, cfg_overrides), None)
+
+
+class FormatRegistry(Mapping[str, RegisteredFormat]):
     """The registered families by name; a name that is not there is an error that lists near names."""
 
     def __init__(self) -> None:
-        self._formats: dict[str, Format] = {}
+        self._formats: dict[str, RegisteredFormat] = {}
 
-    def __getitem__(self, name: str) -> Format:
+    def __getitem__(self, name: str) -> RegisteredFormat:
         if name not in self._formats:
             known = ", ".join(map(repr, self._formats))
             raise LoadError(f"no SAE format is called {name!r}: known are {known}{near(str(name), self._formats)}")
@@ -76,7 +118,7 @@ class FormatRegistry(Mapping[str, Format]):
             except TypeError as error:
                 takes = "(path)" if function == "matches" else "(path, device, cfg_overrides)"
                 raise InputError(f"{function}() of the SAE format {name!r} must take {takes}: {error}") from error
-        self._formats[name] = cast("Format", family)
+        self._formats[name] = RegisteredFormat(name, cast("Format", family))
 
 
 formats = FormatRegistry()
