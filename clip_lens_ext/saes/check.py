@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 
 from clip_lens_ext.data import Preprocess, image_batches
 from clip_lens_ext.errors import InputError
-from clip_lens_ext.saes.decoder import check_reconstructs
 from clip_lens_ext.saes.quality import Reconstruction, ReconstructionQuality
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
@@ -134,7 +133,6 @@ def check_sae(
         >>> check_sae(clip.vision, pixels, sae, progress=False).verdict
         'fits'
     """
-    check_reconstructs(sae)
     name = sae_hook_name(tower, sae, hook_name)
     batches = image_batches(images, preprocess=preprocess, batch_size=min(batch_size, n_images))
     seen, cosines, kept, n_read = Reconstruction(sae.cfg.d_sae), [], [], 0

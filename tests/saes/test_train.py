@@ -517,7 +517,9 @@ def test_a_cache_on_disk_changes_nothing_but_the_work(tower: HookedTower, tmp_pa
 def test_layer_norm_of_the_inputs_stays_with_the_sae(
     structured: tuple[HookedTower, Tensor], tmp_path: Path, architecture: str
 ) -> None:
-    tower, images = structured
+    tower, images = make_tower(), structured[1]
+    with torch.no_grad():
+        tower.native.ln_pre.weight.mul_(20)  # rows that are far from normalised
     sae = train_sae(
         tower, images, hook_name=HOOK, d_sae=96, k=6, lr=3e-3, n_training_tokens=400 * 128, batch_size=128,
         normalize_activations="layer_norm", architecture=architecture, output_dir=tmp_path, progress=False,
@@ -527,7 +529,7 @@ def test_layer_norm_of_the_inputs_stays_with_the_sae(
     x = tower.run_to(images[:4], HOOK)
     with torch.no_grad():
         # SAELens' layer norm: centred, over the sample standard deviation. Codes do not see shift and scale.
-        torch.testing.assert_close(sae.encode(3 * x + 1), sae.encode(x), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(sae.encode(3 * x + 1), sae.encode(x), atol=1e-3, rtol=1e-3)
         assert layer_norm(x).equal(sae.run_time_activation_norm_fn_in(x))
         assert load_sae(tmp_path)(x).equal(sae(x))
 
