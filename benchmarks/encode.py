@@ -59,13 +59,13 @@ def main() -> None:
         print(json.dumps(one_way(args.way, args.batch, args.rounds)))
         return
     ways = {"nothing": "tower up to the hook alone", "dense": "`sae.encode(...)`, then `.to_sparse()`",
-            "4096": "`encode`, chunk = 4096 (default)", "256": "`encode`, chunk = 256"}  # fmt: skip
+            "512": "`encode`, chunk = 512 (default)", "4096": "`encode`, chunk = 4096"}  # fmt: skip
     found = {}
     for way in ways:
         command = [sys.executable, "-m", "benchmarks.encode", "--way", way, "--batch", str(args.batch), "--rounds", str(args.rounds)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[way] = json.loads(done.stdout.strip().splitlines()[-1])
-    for way in ("4096", "256"):
+    for way in ("512", "4096"):
         assert abs(found[way]["total"] / found["dense"]["total"] - 1) < 1e-5, "the codes differ"
     base, dense = found["nothing"], found["dense"]
     rows = [

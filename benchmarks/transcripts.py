@@ -75,6 +75,11 @@ def main() -> None:
         for command in ("clip-lens check-sae", "clip-lens check-sae --hook blocks.1.hook_resid_post"):
             lines += [f"$ {command}", *run(command, folder)]
         write("check", lines)
+        command = (
+            "clip-lens train-sae --n-images 200 --hook blocks.1.hook_resid_post --hook blocks.2.hook_resid_post "
+            "--d-sae 256 --k 8 --n-training-tokens 200000 --batch-size 1024 --out saes"
+        )
+        write("train", [f"$ {command}", *run(command, folder)])
         wrong = [
             "clip-lens attribute pictures/cut.png",
             'clip-lens attribute crane.png --prompt ""',

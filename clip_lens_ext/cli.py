@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_lens_ext.cli_sae import add_check_sae
+from clip_lens_ext.cli_sae import add_check_sae, add_train_sae
 from clip_lens_ext.errors import ClipLensError, InputError, LoadError, near
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_output(demo, out="demo")
     add_check_sae(commands)
+    add_train_sae(commands)
     return parser
 
 

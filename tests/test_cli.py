@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -309,7 +310,7 @@ def test_help_version_and_no_command(run):
 
 def test_the_page_names_every_option_and_no_other(run):
     page = (Path(cli.__file__).parents[1] / "docs" / "cli.md").read_text()
-    commands = ((), ("attribute",), ("demo",), ("check-sae",))
+    commands = ((), ("attribute",), ("demo",), ("check-sae",), ("train-sae",))
     helps = [run(*command, "--help", references=False)[1] for command in commands]
     options = set(re.findall(r"--[a-z-]+", " ".join(helps))) - {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page)) == options
@@ -363,3 +364,45 @@ def test_check_sae(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_check_sae_with_wrong_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check-sae", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_train_sae(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    hooks = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
+    command = ["train-sae", "--n-images", "40", "--d-sae", "128", "--k", "8", "--batch-size", "256",
+               "--n-training-tokens", "25600", "--out", str(tmp_path / "saes"), "--cache", str(tmp_path / "cache"),
+               *(part for hook in hooks for part in ("--hook", hook))]  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the SAE at")  # a hundred steps are not much
+        assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert "2 topk SAEs of planted-0, 128 latents, all tokens: trained on 25,600 tokens of 36 pictures" in out
+    for hook in hooks:
+        sae = cle.load_sae(tmp_path / "saes" / hook)
+        row = next(line for line in out.splitlines() if line.split()[:1] == [hook])
+        shown = [sae.cfg.metadata.explained_variance, sae.cfg.metadata.cosine, sae.cfg.metadata.l0]
+        assert [float(number) for number in row.split()[1:4]] == pytest.approx(shown, abs=0.051)
+        assert sorted(path.name for path in (tmp_path / "cache" / hook).iterdir())[0] == "activations.json"
+    assert cli.main(command) == 0  # finished: loaded, and shown again
+    assert capsys.readouterr().out == out
+    assert cli.main([*command, "--seed", "1"]) == 2
+    assert "holds a run with other settings: seed was 0 and is now 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "ViT-B-32/openai"], "--model needs IMAGE and --hook"),
+        (["--n-images", "0"], "--n-images takes a positive number"),
+        (["--architecture", "topkk"], "did you mean 'topk'"),
+        (["--normalize", "all"], "normalize_activations must be one of"),
+        (["--hook", "blocks.9.hook_resid_post"], "no hook matches"),
+        (["--hook", "blocks.0.hook_resid_post", "--hook", "blocks.0.hook_resid_post"], "must be different hooks"),
+        (["nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_train_sae_with_wrong_input(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train-sae", "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -115,7 +115,7 @@ class SparseCodes:
 
 
 @torch.no_grad()
-def encode_rows(sae: SAE, rows: Tensor, *, chunk: int = 4096) -> tuple[Tensor, Tensor, Tensor]:
+def encode_rows(sae: SAE, rows: Tensor, *, chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
     """Row, latent and value of everything active in `rows` `[row d_in]`; never more than one dense chunk at a time.
 
     Raises:
@@ -138,7 +138,7 @@ def encode_rows(sae: SAE, rows: Tensor, *, chunk: int = 4096) -> tuple[Tensor, T
 
 
 def codes_of(
-    sae: SAE, activation: Tensor, positions: TokenPositions, *, hook_name: str, chunk: int = 4096
+    sae: SAE, activation: Tensor, positions: TokenPositions, *, hook_name: str, chunk: int = 512
 ) -> SparseCodes:
     """The codes of an activation `[batch token d]` or `[batch d]` at the SAE's tokens."""
     positions.check(activation, hook_name)
@@ -170,7 +170,7 @@ def encode(
     *,
     hook_name: str | None = None,
     token_scope: TokenScope | None = None,
-    chunk: int = 4096,
+    chunk: int = 512,
 ) -> SparseCodes:
     """The active latents of an SAE on a batch.
 
