@@ -1,49 +1,32 @@
 """Attribution on a real CLIP: OpenAI's ViT-B/16 image tower, COCO text embeddings, photos.
 
-`python -m benchmarks.real_clip --data FOLDER` makes the weights, trains an SAE on the ImageNet photos' activations at
-block 10 (all tokens), explains COCO photos with the text embedding of their best class, and writes the section
-`real_clip` of docs/results.md and the figure beside it. FOLDER holds `openai_vit_b16.py`, `embeddings/` and `images/`.
+`python -m benchmarks.real_clip --data FOLDER` takes the SAE of block 10 that `benchmarks.real_saes` trains (all tokens),
+explains COCO photos with the text embedding of their best class, and writes the section `real_clip` of docs/results.md
+and the figure beside it. FOLDER holds `openai_vit_b16.py`, `embeddings/` and `images/`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from sae_lens import SAE
-from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import clip_lens_ext as cle
 from benchmarks.methods import NAMES, faithfulness_of_all, method_table
 from benchmarks.page import PAGE, write_section
+from benchmarks.real_saes import D_SAE, K, all_token_saes, read_embeddings, real_tower
 from benchmarks.timing import machine
 
 HOOK = "blocks.10.hook_resid_post"
 N_STEPS = 20
 SHOWN_STEPS = (0, 1, 2, 5, 10, 20)
-
-
-def real_tower(data: Path, runs: Path) -> cle.HookedCLIP:
-    """The image tower with its real weights, made once by the folder's own script."""
-    weights = runs / "openai_vit_b16.safetensors"
-    if not weights.exists():
-        runs.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, data / "openai_vit_b16.py", weights], check=True)
-    return cle.load_clip("ViT-B-16-quickgelu", weights)
-
-
-def read_embeddings(path: Path) -> tuple[Tensor, list[str]]:
-    """Text embeddings `[name d_embed]`, and their names."""
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor("embeddings").float(), json.loads(file.metadata()["names"])
 
 
 def explain(clip: cle.HookedCLIP, sae: SAE, photo: Path, classes: cle.Target) -> dict[str, Any]:
@@ -81,18 +64,11 @@ def main() -> None:
     """Train, explain, print, and write the section `real_clip` of docs/results.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/real"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/real"), help="where weights and the SAE are kept")
+    parser.add_argument("--runs", type=Path, default=Path("runs/real"), help="where weights and SAEs are kept")
     parser.add_argument("--photos", type=int, default=30)
-    parser.add_argument("--d-sae", type=int, default=4096)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=600_000)
     args = parser.parse_args()
     clip = real_tower(args.data, args.runs)
-    sae = cle.train_sae(
-        clip.vision, args.data / "images" / "imagenet", preprocess=clip.preprocess, hook_name=HOOK, token_scope="all",
-        d_sae=args.d_sae, k=args.k, n_training_tokens=args.tokens, batch_size=2048, seed=0,
-        output_dir=args.runs / f"sae-{args.d_sae}-{args.k}-{args.tokens}",
-    )  # fmt: skip
+    sae = all_token_saes(clip, args.data, args.runs)[HOOK]
     metadata = sae.cfg.metadata
     vectors, names = read_embeddings(args.data / "embeddings" / "coco_171.safetensors")
     things = cle.direction_target(vectors[:80], labels=names[:80])
@@ -108,7 +84,7 @@ def main() -> None:
     text = f"""
 `make real`, that is `python -m benchmarks.real_clip` ({machine()})
 
-**The SAE**: TopK, {args.d_sae} latents, k = {args.k}, `{HOOK}`, all tokens, trained on {metadata.n_training_tokens:,} tokens
+**The SAE**: TopK, {D_SAE} latents, k = {K}, `{HOOK}`, all tokens, trained on {metadata.n_training_tokens:,} tokens
 drawn from {metadata.n_training_images} ImageNet photos. On the {metadata.n_held_out_images} photos held out: explained
 variance {metadata.explained_variance:.3f}, cosine {metadata.cosine:.3f}, L0 {metadata.l0:.1f}, dead latents
 {100 * metadata.dead_latents:.1f}%.
