@@ -2,7 +2,8 @@
 
 from clip_lens_ext.attribution.ablation import exact_ablation
 from clip_lens_ext.attribution.baselines import activation_energy, random_attribution
-from clip_lens_ext.attribution.faithfulness import Faithfulness, faithfulness
+from clip_lens_ext.attribution.faithfulness import faithfulness
+from clip_lens_ext.attribution.faithfulness_result import Faithfulness
 from clip_lens_ext.attribution.logit_lens import logit_lens
 from clip_lens_ext.attribution.patching import attribution_patching
 from clip_lens_ext.attribution.results import Attribution

@@ -59,7 +59,7 @@ def test_curves_areas_and_ranks(site: Any, n_steps: int, kept: bool) -> None:
     found, results, explained = run(site, n_steps, kept=kept)
     assert found.methods == ("attribution_patching", "logit_lens", "exact_ablation", "random")
     assert found.deletion.shape == (4, 2, 3, n_steps + 1)
-    assert found.area.shape == found.rank_correlation.shape == (4, 2, 3)
+    assert found.deletion_area.shape == found.rank_correlation.shape == (4, 2, 3)
     for row, method in enumerate(found.methods):
         result = results[method]
         for sample in range(2):
@@ -72,7 +72,7 @@ def test_curves_areas_and_ranks(site: Any, n_steps: int, kept: bool) -> None:
                 expected = deletion_curve(explained[sample], order, n_steps, index)
                 curve = found.deletion[row, sample, index]
                 assert curve.tolist() == pytest.approx(expected, abs=1e-10), (method, sample, index)
-                assert float(found.area[row, sample, index]) == pytest.approx(sum(expected) / len(expected), abs=1e-10)
+                assert float(found.deletion_area[row, sample, index]) == pytest.approx(sum(expected) / len(expected), abs=1e-10)
                 assert float(found.rank_correlation[row, sample, index]) == pytest.approx(
                     slow_spearman(values, exact[:, index].tolist()), abs=1e-9
                 )
@@ -135,7 +135,7 @@ def test_frame() -> None:
     assert frame["method"].tolist() == list(found.methods)
     for row in range(4):
         assert frame["rank_correlation"][row] == pytest.approx(float(found.rank_correlation[row].mean()))
-        assert frame["deletion_area"][row] == pytest.approx(float(found.area[row].mean()))
+        assert frame["deletion_area"][row] == pytest.approx(float(found.deletion_area[row].mean()))
         assert frame["prediction_before"][row] == pytest.approx(float(found.deletion[row, ..., 0].mean()))
         assert frame["prediction_after"][row] == pytest.approx(float(found.deletion[row, ..., 3].mean()))
     assert (frame["n_undefined"] == 0).all()
@@ -229,4 +229,4 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     faithfulness(tower, x, sae, target, result, n_steps=1, progress=False)
     assert capsys.readouterr().err == ""
     faithfulness(tower, x, sae, target, result, n_steps=1)
-    assert "deletion curves" in capsys.readouterr().err
+    assert "deletion and insertion curves" in capsys.readouterr().err
