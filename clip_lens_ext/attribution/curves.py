@@ -102,7 +102,7 @@ class _Ends:
 
 
 def _run_rows(site: Site, target: Target, ends: _Ends, rows: Tensor, n_together: int) -> tuple[Tensor, Tensor]:
-    """Both curves of some orders of pairs `[row step]`, `[row step + 1 target]`; at most `n_together` steps at a time."""
+    """Both curves `[row step + 1 target]` of orders of pairs `[row step]`, at most `n_together` steps at a time."""
     n_row, n_step = rows.shape
     length, sample = (rows >= 0).sum(dim=1), ends.pairs.sample[rows[:, 0]]
     whole = length == ends.n_active[sample]

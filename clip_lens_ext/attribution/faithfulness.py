@@ -12,6 +12,7 @@ Reference: deletion follows the released evaluation of Dreyer et al. 2505.20229,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from sae_lens import SAE
@@ -95,7 +96,7 @@ def faithfulness(
             check_coverage(name, orders[name], len(given), is_reference=name == exact_name)
     if exact_name is None:
         exact_name = EXACT
-        chunks = {} if batch_size is None else {"batch_size": batch_size}
+        chunks: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
         exact = exact_ablation(tower, site, sae, target, **chunks)
         orders[EXACT] = read_order(EXACT, exact, site, target, n_steps)
     if _named_as(RANDOM, named) is None:
@@ -146,9 +147,7 @@ def _named_as(method: str, named: Mapping[str, Attribution | Tensor]) -> str | N
     return found[0] if found else None
 
 
-def _agreement(
-    orders: Mapping[str, Order], exact_name: str, n_active: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _agreement(orders: Mapping[str, Order], exact_name: str, n_active: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rank correlation and overlap `[method sample target]` with exact ablation, and the latents that it covers."""
     exact = orders[exact_name].values.cpu()
     compared = ~exact.isnan().any(dim=1)

@@ -1,4 +1,4 @@
-"""The result of `faithfulness`: curves, areas, ranks and overlaps of several methods, with intervals over the images."""
+"""The result of `faithfulness`: curves, areas, ranks and overlaps of several methods, with intervals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Faithfulness:
         rank_correlation: Spearman's with exact ablation over the compared latents, `[method sample target]`; NaN where
             a method's values are all equal or fewer than two latents are compared.
         overlap: share of exact ablation's `k` greatest compared latents that are among the method's `k` greatest,
-            `[method sample target]`; 1 where no more than `k` are compared, NaN where none is.
+            `[method sample target]`; NaN where no more than `k` are compared: all are in both, which says nothing.
         n_active: active latents of each sample, `[sample]`.
         n_compared: those of them that exact ablation has a value for, `[sample]`: all, unless it was given for a part.
         labels: one per target.
@@ -173,9 +173,7 @@ class Faithfulness:
         return getattr(self, measure).double().cpu()
 
     def _intervals(self, values: Tensor) -> Tensor:
-        return bootstrap_intervals(
-            values, n_bootstrap=self.n_bootstrap, seed=self.seed, confidence=self.confidence
-        )
+        return bootstrap_intervals(values, n_bootstrap=self.n_bootstrap, seed=self.seed, confidence=self.confidence)
 
     def _row(self, method: str) -> int:
         if method not in self.methods:

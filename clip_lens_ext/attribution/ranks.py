@@ -34,16 +34,17 @@ def top_overlap(a: Tensor, b: Tensor, k: int) -> Tensor:
 
     Args:
         a, b: `[n column]`; of equal values the first are the greater.
-        k: how many; all of them where there are fewer, which makes it 1. NaN where there are none.
+        k: how many. NaN where there are no more than `k`: all of them are in both, which says nothing.
 
     Example:
         >>> import torch
         >>> top_overlap(torch.tensor([[3.0], [2.0], [1.0]]), torch.tensor([[1.0], [2.0], [3.0]]), 2)
         tensor([0.5000], dtype=torch.float64)
     """
-    n = min(k, len(a))
+    if len(a) <= k:
+        return torch.full((a.shape[1],), torch.nan, dtype=torch.float64)
     chosen = []
     for values in (a, b):
-        order = values.argsort(dim=0, descending=True, stable=True)[:n]
+        order = values.argsort(dim=0, descending=True, stable=True)[:k]
         chosen.append(torch.zeros_like(values, dtype=torch.bool).scatter_(0, order, True))
-    return (chosen[0] & chosen[1]).sum(dim=0).double().cpu() / n
+    return (chosen[0] & chosen[1]).sum(dim=0).double().cpu() / k

@@ -149,7 +149,7 @@ class Attribution:
         """
         check_mergeable("attributions", self._settings(), other._settings())
         shifted = {"sample": other.sample + self.n_sample}
-        tensors = {
+        tensors: dict[str, Any] = {
             name: torch.cat([mine, shifted.get(name, getattr(other, name)).to(mine.device)])
             for name in (*_TENSORS, *_OPTIONAL_TENSORS)
             if (mine := getattr(self, name)) is not None
@@ -159,7 +159,7 @@ class Attribution:
             **tensors,
             n_sample=self.n_sample + other.n_sample,
             sample_names=self.sample_names + other.sample_names,
-            provenance=joined_origin(self.provenance, other.provenance),
+            provenance=None if self.provenance is None else joined_origin(self.provenance, other.provenance or {}),
         )
 
     def _settings(self) -> dict[str, Any]:

@@ -21,9 +21,7 @@ def same_origin(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: (provenance or {}).get(name) for name in names}
 
 
-def joined_origin(mine: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def joined_origin(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """The origin of both together: the fingerprints of their data side by side, the rest as the first has it."""
-    if mine is None or theirs is None:
-        return None
     both = "+".join(str(one.get("data_fingerprint")) for one in (mine, theirs))
     return {**mine, "data_fingerprint": both}

@@ -72,7 +72,8 @@ def test_curves_areas_and_ranks(site: Any, n_steps: int, kept: bool) -> None:
                 expected = deletion_curve(explained[sample], order, n_steps, index)
                 curve = found.deletion[row, sample, index]
                 assert curve.tolist() == pytest.approx(expected, abs=1e-10), (method, sample, index)
-                assert float(found.deletion_area[row, sample, index]) == pytest.approx(sum(expected) / len(expected), abs=1e-10)
+                area = float(found.deletion_area[row, sample, index])
+                assert area == pytest.approx(sum(expected) / len(expected), abs=1e-10)
                 assert float(found.rank_correlation[row, sample, index]) == pytest.approx(
                     slow_spearman(values, exact[:, index].tolist()), abs=1e-9
                 )
