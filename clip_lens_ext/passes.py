@@ -260,7 +260,9 @@ class _Checkpoint:
         """Replace the file by the present state: a rename, so that a kill leaves the old one or the new one."""
         state = accumulator.state_dict()
         tensors = {
-            name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)  # no two may share memory
+            for name, value in state.items()
+            if isinstance(value, Tensor)
         }
         rest = {name: value for name, value in state.items() if name not in tensors}
         found = {"settings": self.settings, "n_batches": done.n_batches, "chain": done.chain, "state": rest}

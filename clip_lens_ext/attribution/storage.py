@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +21,12 @@ Result = TypeVar("Result")
 def save_result(result: Any, path: str | Path) -> None:
     """Write every field of a frozen result: a tensor as a tensor, the rest as plain JSON values."""
     given = {field.name: getattr(result, field.name) for field in fields(result)}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in given.items() if isinstance(value, Tensor)}
+    # Copies: two fields may be views of one tensor, which a safetensors file cannot be.
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in given.items()
+        if isinstance(value, Tensor)
+    }
     rest = {name: value for name, value in given.items() if name not in tensors}
     save_file(tensors, path, metadata={_key(type(result)): json.dumps(rest, default=_plain)})
 

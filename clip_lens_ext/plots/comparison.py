@@ -59,7 +59,7 @@ def plot_comparison(
     scale, unit = (100.0, "cosine points") if found.unit == "cosine" else (1.0, found.unit)
     for index, (name, better) in enumerate((("deletion", "lower"), ("insertion", "higher"))):
         axes = page.axes(_MARGIN + index * (width + _MARGIN), top, width, _PANEL, label=name)
-        _curves(axes, getattr(found, name) * scale, found, colours)
+        _curves(axes, getattr(found, name).double().cpu() * scale, found, colours)
         axes.set_title(f"{name.capitalize()}: {better} is better", fontsize=10, color=INK, loc="left", pad=6)
         what = "set to zero" if name == "deletion" else "put back, all others at zero"
         axes.set_xlabel(f"latents {what}, greatest first", fontsize=8.5, color=SOFT)
@@ -95,7 +95,7 @@ def _styles(methods: tuple[str, ...]) -> dict[str, tuple[str, object]]:
 
 def _curves(axes: Axes, curves: Tensor, found: Faithfulness, styles: dict[str, tuple[str, object]]) -> None:
     """Mean curves `[method sample target step]` with bands."""
-    by_step = curves.double().cpu().mean(dim=2)  # method sample step
+    by_step = curves.mean(dim=2)  # method sample step
     n_method, n_sample, n_step = by_step.shape
     rows = by_step.transpose(1, 2).reshape(n_method * n_step, n_sample)
     bands = bootstrap_intervals(rows, n_bootstrap=found.n_bootstrap, seed=found.seed, confidence=found.confidence)

@@ -1,4 +1,4 @@
-"""Deletion curves equal a loop that deletes one latent after the other and re-runs the model; ranks handle ties."""
+"""Curves equal a loop that zeroes latents one after the other and re-runs the whole model; ranks handle ties."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.attribution import deletion_curve, each
 from oracles.attribution import spearman as slow_spearman
+from oracles.proof import insertion_curve
 from oracles.saes import build_sae
 from oracles.sites import make
 from torch import Tensor
@@ -58,7 +59,7 @@ def run(
 def test_curves_areas_and_ranks(site: Any, n_steps: int, kept: bool) -> None:
     found, results, explained = run(site, n_steps, kept=kept)
     assert found.methods == ("attribution_patching", "logit_lens", "exact_ablation", "random")
-    assert found.deletion.shape == (4, 2, 3, n_steps + 1)
+    assert found.deletion.shape == found.insertion.shape == (4, 2, 3, n_steps + 1)
     assert found.deletion_area.shape == found.rank_correlation.shape == (4, 2, 3)
     for row, method in enumerate(found.methods):
         result = results[method]
@@ -70,6 +71,10 @@ def test_curves_areas_and_ranks(site: Any, n_steps: int, kept: bool) -> None:
                 values = result.value[own][:, index].tolist()
                 order = [latents[i] for i in sorted(range(len(values)), key=lambda i, v=values: -v[i])]
                 expected = deletion_curve(explained[sample], order, n_steps, index)
+                back = insertion_curve(explained[sample], order, n_steps, index)
+                assert found.insertion[row, sample, index].tolist() == pytest.approx(back, abs=1e-10), (method, sample)
+                inserted = float(found.insertion_area[row, sample, index])
+                assert inserted == pytest.approx(sum(back) / len(back), abs=1e-10)
                 curve = found.deletion[row, sample, index]
                 assert curve.tolist() == pytest.approx(expected, abs=1e-10), (method, sample, index)
                 area = float(found.deletion_area[row, sample, index])
@@ -100,6 +105,7 @@ def test_batch_size_does_not_matter(batch_size: int) -> None:
     expected, _, _ = run(PATCHES, 5)
     found, _, _ = run(PATCHES, 5, batch_size=batch_size)
     assert torch.allclose(found.deletion, expected.deletion, rtol=0, atol=1e-12)
+    assert torch.allclose(found.insertion, expected.insertion, rtol=0, atol=1e-12)
 
 
 def test_inner_products_are_not_cosines() -> None:
