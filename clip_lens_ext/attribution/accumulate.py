@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -141,6 +142,7 @@ class AttributionAccumulator:
             raise InputError("the attribution holds NaN or infinite values")
         origin = part.provenance or {}
         facts = {**{name: getattr(part, name) for name in _SITE}, **{name: origin.get(name) for name in _ORIGIN}}
+        facts = json.loads(json.dumps(facts))  # as they come back from a checkpoint
         if self._facts:
             check_mergeable("attributions", self._facts, facts)
         self._facts = facts

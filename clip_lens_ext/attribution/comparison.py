@@ -35,12 +35,12 @@ class Comparison:
 
     @property
     def best(self) -> str | None:
-        """The method of the greatest mean rank correlation with exact ablation; None where no other has one."""
+        """The signed method of the greatest mean rank correlation with exact ablation; None where none has one."""
         means = self.faithfulness.mean("rank_correlation")
         known = {
             name: float(mean)
             for name, mean in zip(self.faithfulness.methods, means, strict=True)
-            if name not in _ENDS and mean == mean
+            if name not in (*_ENDS, *self.faithfulness.unsigned) and mean == mean
         }
         return max(known, key=known.__getitem__) if known else None
 
@@ -69,6 +69,8 @@ class Comparison:
             words.append("The Logit Lens is not among the methods.")
         elif best != LENS:
             words.append(f"The Logit Lens has {self._rank(LENS, frame)}: {self._against_lens(best)}.")
+        if found.unsigned:
+            words.append(f"Without a sign, and so ranked against its magnitude: {', '.join(found.unsigned)}.")
         if n_sample == 1:
             words.append("One sample gives no interval: compare on more before you believe the order.")
         return " ".join([*words, *(f"Left out: {note}." for note in self.notes)])

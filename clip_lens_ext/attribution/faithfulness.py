@@ -61,7 +61,8 @@ def faithfulness(
             also hold scores `[target d_sae]` of every latent of the SAE, active or not (`logit_lens_scores`): their
             order is over all latents, and a step that takes an inactive one changes nothing, as in the released
             evaluation. A result that has values for inactive latents is ranked with them, likewise. An exact ablation
-            of a part of the active latents limits rank correlation and overlap to that part, for every method.
+            of a part of the active latents limits rank correlation and overlap to that part, for every method. A result
+            that says `settings["signed"] = False` is ranked against the magnitude of exact ablation.
         n_steps: latents that are deleted or inserted, one after the other.
         k: how many of the greatest latents the overlap compares.
         batch_size: edited activations that run through the tail at a time; None: what some 128 MB hold.
@@ -108,8 +109,9 @@ def faithfulness(
     n_active = torch.bincount(site.codes.pairs()[0], minlength=site.codes.n_sample).cpu()
     correlation, overlap, n_compared = _agreement(orders, exact_name, n_active, k)
     return Faithfulness(
-        methods=tuple(orders), deletion=deletion, insertion=insertion, rank_correlation=correlation, overlap=overlap,
-        n_active=n_active, n_compared=n_compared, labels=target.labels, unit=target.unit, hook_name=site.hook_name,
+        methods=tuple(orders), unsigned=tuple(name for name, order in orders.items() if not order.signed),
+        deletion=deletion, insertion=insertion, rank_correlation=correlation, overlap=overlap, n_active=n_active,
+        n_compared=n_compared, labels=target.labels, unit=target.unit, hook_name=site.hook_name,
         token_scope=site.positions.scope, error_term=site.error_term, k=k, seed=seed, n_bootstrap=n_bootstrap,
         confidence=confidence, provenance=site.provenance(target),
     )  # fmt: skip
@@ -157,6 +159,7 @@ def _agreement(orders: Mapping[str, Order], exact_name: str, n_active: Tensor, k
     correlation, overlap = [], []
     for order in orders.values():
         own = order.values.cpu()[compared].split(size)
-        correlation.append(torch.stack([spearman_columns(*both) for both in zip(own, reference, strict=True)]))
-        overlap.append(torch.stack([top_overlap(*both, k) for both in zip(own, reference, strict=True)]))
+        both = [(a, b if order.signed else b.abs()) for a, b in zip(own, reference, strict=True)]
+        correlation.append(torch.stack([spearman_columns(a, b) for a, b in both]))
+        overlap.append(torch.stack([top_overlap(a, b, k) for a, b in both]))
     return torch.stack(correlation), torch.stack(overlap), n_compared

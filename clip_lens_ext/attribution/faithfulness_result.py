@@ -34,6 +34,8 @@ class Faithfulness:
 
     Attributes:
         methods: names, in the order of the first axis everywhere.
+        unsigned: those of them that say how much a latent matters and not which way; their rank correlation and overlap
+            are with the magnitude of exact ablation.
         deletion: prediction after each step, `[method sample target step]`: step 0 is the unedited prediction, step n
             has the first n latents of the order at zero. It stays at its last value where an order has come to its end.
         insertion: the same from the other side: step 0 has all active latents at zero, step n the first n back.
@@ -53,6 +55,7 @@ class Faithfulness:
     """
 
     methods: tuple[str, ...]
+    unsigned: tuple[str, ...]
     deletion: Tensor
     insertion: Tensor
     rank_correlation: Tensor
@@ -122,7 +125,7 @@ class Faithfulness:
         all deletion steps, `prediction_emptied` that with all active latents at zero. `n_undefined` counts rank
         correlations that do not exist, `n_compared` the latents over which ranks were compared, of all samples.
         """
-        columns: dict[str, Any] = {"method": self.methods}
+        columns: dict[str, Any] = {"method": self.methods, "signed": [one not in self.unsigned for one in self.methods]}
         values = torch.stack([self._values(measure) for measure in MEASURES])
         means = values.flatten(2).nanmean(dim=2)
         intervals = self._intervals(values.flatten(0, 1)).reshape(*values.shape[:2], 2)
@@ -182,6 +185,6 @@ class Faithfulness:
         return self.methods.index(method)
 
     def _settings(self) -> dict[str, Any]:
-        names = ("methods", "labels", "unit", "hook_name", "token_scope", "error_term", "n_steps", "k", "n_bootstrap",
-                 "confidence")  # fmt: skip
+        names = ("methods", "unsigned", "labels", "unit", "hook_name", "token_scope", "error_term", "n_steps", "k",
+                 "n_bootstrap", "confidence")  # fmt: skip
         return {**{name: getattr(self, name) for name in names}, **same_origin(self.provenance)}

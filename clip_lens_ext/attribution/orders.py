@@ -21,10 +21,12 @@ class Order:
         values: of the site's active (sample, latent) pairs, `[pair target]`; NaN where the method left one out.
         pairs: the number of the pair that is taken at each step, greatest first, `[sample target step]`; -1 for a
             latent that is not active, and after the last one.
+        signed: False where the values say how much a latent matters and not which way.
     """
 
     values: Tensor
     pairs: Tensor
+    signed: bool = True
 
 
 def read_order(name: str, given: Attribution | Tensor, site: Site, target: Target, n_steps: int) -> Order:
@@ -49,7 +51,7 @@ def read_order(name: str, given: Attribution | Tensor, site: Site, target: Targe
         part = slice(int(bounds[sample]), int(bounds[sample + 1]))
         order = value[part].argsort(dim=0, descending=True, stable=True)[:n_steps]
         pairs[sample, :, : len(order)] = place[part][order].T
-    return Order(values, pairs)
+    return Order(values, pairs, bool((given.settings or {}).get("signed", True)))
 
 
 def _of_scores(name: str, scores: Tensor, site: Site, target: Target, n_steps: int) -> Order:

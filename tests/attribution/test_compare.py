@@ -208,6 +208,19 @@ def test_the_words_for_every_outcome() -> None:
     assert "nan" not in one.to_markdown()
 
 
+def test_a_method_without_a_sign_is_never_the_best() -> None:
+    tower, x, sae, target = parts()
+
+    def size(*args: Any) -> Attribution:
+        exact = exact_ablation(*args)
+        return replace(exact, method="size", value=exact.value.abs(), settings={"signed": False})
+
+    found = compare(tower, x, sae, target, methods=[size, logit_lens], **QUICK)
+    assert found.faithfulness.mean("rank_correlation")[0] == 1
+    assert found.best == "logit_lens"
+    assert "Without a sign, and so ranked against its magnitude: size." in found.summary()
+
+
 def test_merge() -> None:
     tower, x, sae, target = parts(batch=4)
     whole = compare(tower, x, sae, target, **QUICK)

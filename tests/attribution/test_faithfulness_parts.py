@@ -286,6 +286,22 @@ def test_overlap_of_the_top(k: int) -> None:
     assert (found.overlap[1] < 1).any()
 
 
+def test_a_method_without_a_sign_is_held_against_magnitudes() -> None:
+    tower, x, sae, target, _ = parts(PATCHES)
+    exact = exact_ablation(tower, x, sae, target)
+    size = replace(exact, method="size", value=exact.value.abs(), settings={"signed": False})
+    plain = replace(size, method="plain", settings={"signed": True})
+    found = faithfulness(tower, x, sae, target, [size, plain], n_steps=2, k=4, progress=False)
+    assert (found.rank_correlation[0] == 1).all()
+    assert (found.overlap[0] == 1).all()
+    assert (found.rank_correlation[1] < 0.9).all()
+    assert torch.equal(found.deletion[0], found.deletion[1])
+    assert found.unsigned == ("size",)
+    assert found.to_frame()["signed"].tolist() == [False, True, True, True]
+    with pytest.raises(InputError, match=r"differ in unsigned \('size',\) and \(\)"):
+        found.merge(replace(found, unsigned=()))
+
+
 # -- intervals
 
 
