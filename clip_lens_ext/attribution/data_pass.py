@@ -122,7 +122,8 @@ class AttributionPass:
         except InputError as error:
             if len(encode(self.tower, x, self.sae, **where)) == 0:
                 return [None] * len(targets)
-            raise InputError(f"images {', '.join(names[:3])} ...: {error}") from error
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise InputError(f"images {shown}: {error}") from error
         return [self._attribution(site, target) for target in targets]
 
     def _attribution(self, site: Site, target: Target) -> Attribution:

@@ -23,6 +23,7 @@ from torch import Tensor
 from clip_lens_ext.attribution.data_pass import AttributionPass
 from clip_lens_ext.attribution.methods import Method
 from clip_lens_ext.attribution.ranks import spearman, top_overlap
+from clip_lens_ext.attribution.shards import check_mergeable
 from clip_lens_ext.attribution.site import ErrorTerm
 from clip_lens_ext.attribution.summary import AttributionSummary
 from clip_lens_ext.attribution.targets import Target
@@ -52,6 +53,42 @@ class HeadComparison:
     rank_correlation: Tensor
     overlap: Tensor
     k: int
+
+    @classmethod
+    def of(cls, probe: AttributionSummary, texts: AttributionSummary, *, k: int = 10) -> HeadComparison:
+        """Compare two summaries of the same images, one under each head, for the same classes in the same order.
+
+        Args:
+            probe, texts: the summaries.
+            k: how many of the greatest shares the overlap compares.
+
+        Raises:
+            InputError: the two are not of the same images and SAE, or not of as many classes.
+        """
+        mine, theirs = (
+            {"n_images": one.n_images.tolist(), "d_sae": one.d_sae, "hook_name": one.hook_name, "method": one.method,
+             "data_fingerprint": one.provenance.get("data_fingerprint")}
+            for one in (probe, texts)
+        )  # fmt: skip
+        check_mergeable("summaries", mine, theirs)
+        correlation, overlap = [], []
+        for number in range(len(probe.labels)):
+            seen = probe.n_active[number] > 0
+            first, second = (summary.share[number, seen] for summary in (probe, texts))
+            defined = bool(torch.isfinite(first).all() and torch.isfinite(second).all())
+            correlation.append(spearman(first, second) if defined else torch.nan)
+            overlap.append(float(top_overlap(first[:, None], second[:, None], k)[0]) if defined else torch.nan)
+        tables = [torch.tensor(values, dtype=torch.float64) for values in (correlation, overlap)]
+        return cls(probe.labels, probe, texts, tables[0], tables[1], k)
+
+    def merge(self, other: HeadComparison) -> HeadComparison:
+        """Both on all their images.
+
+        Raises:
+            InputError: the two differ in more than their images; it names in what.
+        """
+        check_mergeable("comparisons", {"k": self.k}, {"k": other.k})
+        return HeadComparison.of(self.probe.merge(other.probe), self.texts.merge(other.texts), k=self.k)
 
     def __repr__(self) -> str:
         return (f"HeadComparison({len(self.labels)} classes, mean rank correlation "
@@ -134,17 +171,7 @@ def compare_heads(
         images, preprocess=preprocess, batch_size=batch_size, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
         progress=progress,
     )  # fmt: skip
-    correlation, overlap = [], []
-    for number in range(len(probe)):
-        seen = both[0].n_active[number] > 0
-        first, second = (summary.share[number, seen] for summary in both)
-        defined = bool(torch.isfinite(first).all() and torch.isfinite(second).all())
-        correlation.append(spearman(first, second) if defined else torch.nan)
-        overlap.append(float(top_overlap(first[:, None], second[:, None], k)[0]) if defined else torch.nan)
-    return HeadComparison(
-        probe.labels, both[0], both[1], torch.tensor(correlation, dtype=torch.float64),
-        torch.tensor(overlap, dtype=torch.float64), k,
-    )  # fmt: skip
+    return HeadComparison.of(*both, k=k)
 
 
 def _check_classes(probe: Target, texts: Target) -> None:

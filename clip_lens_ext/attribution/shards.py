@@ -12,7 +12,7 @@ def check_mergeable(kind: str, mine: Mapping[str, Any], theirs: Mapping[str, Any
     """Raise `InputError` where two results differ in anything but their samples; it names what differs."""
     differ = [f"{name} {mine[name]!r} and {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
     if differ:
-        raise InputError(f"these two {kind} are no shards of one: they differ in {'; '.join(differ)}")
+        raise InputError(f"these two {kind} do not belong together: they differ in {'; '.join(differ)}")
 
 
 def same_origin(provenance: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from clip_lens_ext.attribution import (
     Attribution,
     AttributionAccumulator,
     AttributionSummary,
+    HeadComparison,
     aggregate_attributions,
     attribution_patching,
     compare_heads,
@@ -32,6 +33,7 @@ from clip_lens_ext.towers import HookedTower
 
 CLS = ("vision", "plain", "blocks.1.hook_resid_post", "cls", 48)
 PATCHES = ("vision", "plain", "blocks.0.hook_resid_post", "patches", 48)
+EOT = ("text", "eos", "blocks.1.hook_resid_post", "eot", 40)
 N, D_SAE = 7, 37
 OWN = [2, 0, 0, 2, 2, 0, 0]  # target 1 has no image
 QUIET: dict[str, Any] = {"progress": False}
@@ -66,7 +68,7 @@ def check(found: AttributionSummary, result: Attribution, k: int, samples_of: li
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-@pytest.mark.parametrize("site", [CLS, PATCHES], ids=["cls", "patches"])
+@pytest.mark.parametrize("site", [CLS, PATCHES, EOT], ids=["cls", "patches", "prompts"])
 @pytest.mark.parametrize("own", [False, True])
 def test_against_loops(site: Any, own: bool, batch_size: int) -> None:
     tower, x, sae, target = parts(site)
@@ -327,7 +329,7 @@ def test_what_is_no_fault_of_an_image() -> None:
     tower, x, sae, target = parts()
     with pytest.raises(HookNameError):
         aggregate_attributions(tower, x, sae, target, hook_name="blocks.7.hook_resid_post", **QUIET)
-    with pytest.raises(InputError, match=r"images 0, 1, 2 \.\.\.: at blocks.1.hook_resid_post the"):
+    with pytest.raises(InputError, match=r"images 0, 1, 2, \.\.\.: at blocks.1.hook_resid_post the"):
         aggregate_attributions(tower, x, sae, target, token_scope="patches", **QUIET)
 
 
@@ -423,6 +425,23 @@ def test_heads_resume(tmp_path: Path) -> None:
     whole = compare_heads(tower, x, sae, probe, texts, batch_size=2, method=stopping(99), **QUIET)
     same(again.probe, whole.probe)
     same(again.texts, whole.texts)
+
+
+def test_heads_of_two_parts_of_the_data() -> None:
+    tower, x, sae, _ = parts()
+    probe, texts = heads(tower, x)
+    whole = compare_heads(tower, x, sae, probe, texts, k=4, **QUIET)
+    first, second = (compare_heads(tower, part, sae, probe, texts, k=4, **QUIET) for part in x.split([3, 4]))
+    merged = first.merge(second)
+    assert torch.allclose(merged.probe.total, whole.probe.total, rtol=0, atol=1e-12)
+    assert torch.allclose(merged.texts.share, whole.texts.share, rtol=0, atol=1e-12)
+    assert torch.equal(merged.overlap, whole.overlap)
+    assert torch.allclose(merged.rank_correlation, whole.rank_correlation, rtol=0, atol=1e-12)
+    assert merged.probe.n_images.tolist() == [N] * 3
+    with pytest.raises(InputError, match="differ in k 4 and 5"):
+        first.merge(replace(second, k=5))
+    with pytest.raises(InputError, match="differ in n_images"):
+        HeadComparison.of(first.probe, second.texts)
 
 
 def test_heads_of_other_classes() -> None:

@@ -426,7 +426,7 @@ def test_comparisons_that_are_no_shards() -> None:
     found, other = shards([1, 1])
     for name, value in {"methods": ("a", "b", "c", "d"), "labels": ("x", "y", "z"), "k": 5, "error_term": "dropped",
                         "confidence": 0.5, "unit": "inner product"}.items():  # fmt: skip
-        with pytest.raises(InputError, match=f"no shards of one: they differ in {name}"):
+        with pytest.raises(InputError, match=f"do not belong together: they differ in {name}"):
             found.merge(replace(other, **{name: value}))
     with pytest.raises(InputError, match="differ in n_steps 6 and 5"):
         found.merge(replace(other, deletion=other.deletion[..., :-1]))

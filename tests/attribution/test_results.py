@@ -233,7 +233,7 @@ def test_results_that_are_no_shards() -> None:
                "hook_name": "h", "tower": "text", "token_scope": "cls", "error_term": "dropped", "d_sae": 38,
                "n_token": 3}  # fmt: skip
     for name, value in changed.items():
-        with pytest.raises(InputError, match=f"two attributions are no shards of one: they differ in {name}"):
+        with pytest.raises(InputError, match=f"two attributions do not belong together: they differ in {name}"):
             found.merge(replace(other, **{name: value}))
     for name in ("model", "sae_sha256", "target_fingerprint"):
         with pytest.raises(InputError, match=f"{name} .* and 'other'"):
