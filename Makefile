@@ -46,6 +46,7 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 	$(BIN)/python -m benchmarks.families
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.encode
+	$(BIN)/python -m benchmarks.curves
 	$(BIN)/python -m benchmarks.planted
 	$(BIN)/python -m benchmarks.transcripts
 

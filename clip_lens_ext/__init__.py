@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clip_lens_ext import planted
     from clip_lens_ext.attribution import (
+        METHODS,
         Attribution,
+        AttributionAccumulator,
+        AttributionSummary,
+        Comparison,
         Faithfulness,
+        HeadComparison,
         Site,
         Target,
         activation_energy,
+        aggregate_attributions,
         attribution_patching,
+        compare,
+        compare_heads,
         direction_target,
         exact_ablation,
         faithfulness,
         logit_lens,
+        logit_lens_scores,
         open_site,
         random_attribution,
         text_target,
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from clip_lens_ext.errors import ClipLensError, HookNameError, InputError, LoadError, UnsupportedModelError
     from clip_lens_ext.explain import explain_images
     from clip_lens_ext.explanation import Decision, Explanation
+    from clip_lens_ext.passes import Accumulator, PassReport, run_pass
     from clip_lens_ext.planted import PlantedWorld, planted_clip, planted_sae
     from clip_lens_ext.saes import SAECheck, SparseCodes, check_sae, encode, formats, load_sae, train_sae, train_saes
     from clip_lens_ext.semantics import LatentReferences, References, collect_references
@@ -34,14 +44,16 @@ if TYPE_CHECKING:
 # Looked up when they are first used: the towers work without sae_lens, and a script pays for what it uses.
 _HOMES = {
     "attribution": (
-        "Attribution", "Faithfulness", "Site", "Target", "activation_energy", "attribution_patching",
-        "direction_target", "exact_ablation", "faithfulness", "logit_lens", "open_site", "random_attribution",
-        "text_target",
+        "METHODS", "Attribution", "AttributionAccumulator", "AttributionSummary", "Comparison", "Faithfulness",
+        "HeadComparison", "Site", "Target", "activation_energy", "aggregate_attributions", "attribution_patching",
+        "compare", "compare_heads", "direction_target", "exact_ablation", "faithfulness", "logit_lens",
+        "logit_lens_scores", "open_site", "random_attribution", "text_target",
     ),
     "data": ("image_batches", "read_image"),
     "errors": ("ClipLensError", "HookNameError", "InputError", "LoadError", "UnsupportedModelError"),
     "explain": ("explain_images",),
     "explanation": ("Decision", "Explanation"),
+    "passes": ("Accumulator", "PassReport", "run_pass"),
     "planted": ("PlantedWorld", "planted_clip", "planted_sae"),
     "saes": ("SAECheck", "SparseCodes", "check_sae", "encode", "formats", "load_sae", "train_sae", "train_saes"),
     "semantics": ("LatentReferences", "References", "collect_references"),
@@ -50,17 +62,24 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "METHODS",
+    "Accumulator",
     "Attribution",
+    "AttributionAccumulator",
+    "AttributionSummary",
     "ClipLensError",
+    "Comparison",
     "Decision",
     "Explanation",
     "Faithfulness",
+    "HeadComparison",
     "HookNameError",
     "HookedCLIP",
     "HookedTower",
     "InputError",
     "LatentReferences",
     "LoadError",
+    "PassReport",
     "PlantedWorld",
     "References",
     "SAECheck",
@@ -69,9 +88,12 @@ __all__ = [
     "Target",
     "UnsupportedModelError",
     "activation_energy",
+    "aggregate_attributions",
     "attribution_patching",
     "check_sae",
     "collect_references",
+    "compare",
+    "compare_heads",
     "direction_target",
     "encode",
     "exact_ablation",
@@ -82,6 +104,7 @@ __all__ = [
     "load_clip",
     "load_sae",
     "logit_lens",
+    "logit_lens_scores",
     "open_site",
     "planted",
     "planted_clip",
@@ -89,6 +112,7 @@ __all__ = [
     "random_attribution",
     "read_image",
     "register_family",
+    "run_pass",
     "text_target",
     "train_sae",
     "train_saes",

@@ -1,27 +1,29 @@
-"""Does an order of latents tell which of them the prediction rests on? Delete them in that order, and look.
+"""Does an order of latents tell which of them the prediction rests on? Take them away in that order, and look.
 
 **Deletion curve**: the prediction after the top 0, 1, ..., n_steps latents of a sample were set to zero, in the order
 of a method, greatest first. The faster it falls the better the order; the area is the mean over the steps, lower is
-better. **Rank correlation**: Spearman's, between a method's values and exact ablation, over a sample's active latents.
-Exact ablation's own order and a random one are always there as the two ends.
+better. **Insertion curve**: all active latents at zero, then the top ones put back; higher is better. **Rank
+correlation** (Spearman's) and **overlap** of the top `k`: with exact ablation, over a sample's active latents. Exact
+ablation's own order and a random one are always there as the two ends.
 
-The protocol is that of the released evaluation of Dreyer et al. 2505.20229, with the error term kept by default.
+Reference: deletion follows the released evaluation of Dreyer et al. 2505.20229, with the error term kept by default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
-import pandas as pd
 import torch
 from sae_lens import SAE
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from clip_lens_ext.attribution.ablation import exact_ablation
 from clip_lens_ext.attribution.baselines import random_attribution
-from clip_lens_ext.attribution.ranks import spearman
+from clip_lens_ext.attribution.curves import default_batch_size, run_curves
+from clip_lens_ext.attribution.faithfulness_result import Faithfulness
+from clip_lens_ext.attribution.orders import Order, check_coverage, read_order
+from clip_lens_ext.attribution.ranks import spearman_columns, top_overlap
 from clip_lens_ext.attribution.results import Attribution
 from clip_lens_ext.attribution.site import ErrorTerm, Site, open_site
 from clip_lens_ext.attribution.targets import Target
@@ -29,50 +31,7 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.towers.positions import TokenScope
 from clip_lens_ext.towers.tower import HookedTower
 
-
-@dataclass(frozen=True, eq=False)
-class Faithfulness:
-    """Deletion curves and rank correlations of several methods on one batch.
-
-    Attributes:
-        methods: names, in the order of the first axis everywhere.
-        deletion: prediction after each step, `[method sample target step]`, step 0 being the unedited prediction. A
-            sample with fewer active latents than steps stays at its last value.
-        area: mean of the curve over its steps, `[method sample target]`; lower is better.
-        rank_correlation: with exact ablation over the active latents, `[method sample target]`; NaN where a method's
-            values are all equal.
-        n_active: active latents of each sample, `[sample]`.
-        labels: one per target.
-        unit: of the predictions.
-        hook_name, token_scope, error_term: the site; the same for every method.
-    """
-
-    methods: tuple[str, ...]
-    deletion: Tensor
-    area: Tensor
-    rank_correlation: Tensor
-    n_active: Tensor
-    labels: tuple[str, ...]
-    unit: str
-    hook_name: str
-    token_scope: str
-    error_term: str
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per method: mean rank correlation, mean deletion area, and mean prediction after all steps.
-
-        The means are over samples and targets; `n_undefined` counts rank correlations that do not exist.
-        """
-        return pd.DataFrame(
-            {
-                "method": self.methods,
-                "rank_correlation": self.rank_correlation.flatten(1).nanmean(dim=1).tolist(),
-                "deletion_area": self.area.flatten(1).mean(dim=1).tolist(),
-                "prediction_before": self.deletion[..., 0].flatten(1).mean(dim=1).tolist(),
-                "prediction_after": self.deletion[..., -1].flatten(1).mean(dim=1).tolist(),
-                "n_undefined": self.rank_correlation.flatten(1).isnan().sum(dim=1).tolist(),
-            }
-        )
+EXACT, RANDOM = "exact_ablation", "random"
 
 
 @torch.no_grad()
@@ -81,31 +40,41 @@ def faithfulness(
     x: Tensor | Site,
     sae: SAE,
     target: Target,
-    attributions: Attribution | Sequence[Attribution] | Mapping[str, Attribution],
+    attributions: Attribution | Sequence[Attribution] | Mapping[str, Attribution | Tensor],
     *,
     hook_name: str | None = None,
     token_scope: TokenScope | None = None,
     error_term: ErrorTerm | None = None,
-    n_steps: int = 20,
-    batch_size: int = 64,
+    n_steps: int = 64,
+    k: int = 10,
+    batch_size: int | None = None,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
     seed: int = 0,
     progress: bool = True,
 ) -> Faithfulness:
-    """Hold methods against deletion and exact ablation, on the tail alone: the prefix runs once.
+    """Hold methods against deletion, insertion and exact ablation, on the tail alone: the prefix runs once.
 
     Args:
         tower, x, sae, target, hook_name, token_scope, error_term: as in `attribution_patching`.
-        attributions: results on the same input and SAE, one or several, or a mapping from a name to each.
-        n_steps: latents that are deleted, one after the other.
-        batch_size: edited activations that run through the tail at a time.
-        seed: of the random order.
+        attributions: results on the same input and SAE, one or several, or a mapping from a name to each. A mapping may
+            also hold scores `[target d_sae]` of every latent of the SAE, active or not (`logit_lens_scores`): their
+            order is over all latents, and a step that takes an inactive one changes nothing, as in the released
+            evaluation. A result that has values for inactive latents is ranked with them, likewise. An exact ablation
+            of a part of the active latents limits rank correlation and overlap to that part, for every method. A result
+            that says `settings["signed"] = False` is ranked against the magnitude of exact ablation.
+        n_steps: latents that are deleted or inserted, one after the other.
+        k: how many of the greatest latents the overlap compares.
+        batch_size: edited activations that run through the tail at a time; None: what some 128 MB hold.
+        n_bootstrap, confidence: draws over the samples for each interval, and its confidence.
+        seed: of the random order and of the bootstrap.
         progress: show a bar.
 
     Returns:
         `Faithfulness`, with the rows `exact_ablation` and `random` added where they are not among the methods.
 
     Raises:
-        InputError: a result is of another input, SAE, target or error term, or per token.
+        InputError: a result is of another input, SAE, target or error term, per token, not finite, or lacks latents.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -116,50 +85,52 @@ def faithfulness(
         >>> faithfulness(clip.vision, pixels, sae, target, patching, n_steps=4, progress=False).methods
         ('attribution_patching', 'exact_ablation', 'random')
     """
-    if n_steps < 1:
-        raise InputError(f"n_steps must be at least 1, got {n_steps}")
+    _check_numbers(n_steps=n_steps, k=k, n_bootstrap=n_bootstrap, batch_size=1 if batch_size is None else batch_size)
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence lies between 0 and 1, got {confidence}")
     site = open_site(tower, x, sae, hook_name=hook_name, token_scope=token_scope, error_term=error_term)
     named = _by_name(attributions)
-    for name, result in named.items():
-        _check_same(name, result, site, target)
-    if "exact_ablation" not in named:
-        named["exact_ablation"] = exact_ablation(tower, site, sae, target, batch_size=batch_size)
-    if "random" not in named:
-        named["random"] = random_attribution(tower, site, sae, target, seed=seed)
-    exact = named["exact_ablation"]
-    n_sample, n_target = site.codes.n_sample, len(target)
-    curves = exact.prediction.new_empty(len(named), n_sample, n_target, n_steps + 1)
-    correlation = torch.empty(len(named), n_sample, n_target, dtype=torch.float64)
-    n_active = torch.bincount(exact.sample, minlength=n_sample)
-    with tqdm(total=n_sample * len(named), desc="deletion curves", disable=not progress) as bar:
-        for sample in range(n_sample):
-            own = exact.sample == sample
-            for row, result in enumerate(named.values()):
-                value = result.value[own]
-                for index in range(n_target):
-                    order = value[:, index].argsort(descending=True, stable=True)[:n_steps]
-                    removed = _removals(site, sample, order)
-                    curves[row, sample, index] = _curve(site, sample, removed, target, index, n_steps, batch_size)
-                    correlation[row, sample, index] = spearman(value[:, index], exact.value[own][:, index])
-                bar.update()
+    orders = {name: read_order(name, given, site, target, n_steps) for name, given in named.items()}
+    exact_name = _named_as(EXACT, named)
+    for name, given in named.items():
+        if isinstance(given, Attribution):
+            check_coverage(name, orders[name], len(given), is_reference=name == exact_name)
+    if exact_name is None:
+        exact_name = EXACT
+        chunks: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+        exact = exact_ablation(tower, site, sae, target, **chunks)
+        orders[EXACT] = read_order(EXACT, exact, site, target, n_steps)
+    if _named_as(RANDOM, named) is None:
+        chance = random_attribution(tower, site, sae, target, seed=seed)
+        orders[RANDOM] = read_order(RANDOM, chance, site, target, n_steps)
+    batch_size = batch_size or default_batch_size(site, target)
+    pairs = torch.stack([order.pairs for order in orders.values()])
+    deletion, insertion = run_curves(site, target, pairs, batch_size=batch_size, progress=progress)
+    n_active = torch.bincount(site.codes.pairs()[0], minlength=site.codes.n_sample).cpu()
+    correlation, overlap, n_compared = _agreement(orders, exact_name, n_active, k)
     return Faithfulness(
-        tuple(named),
-        curves,
-        curves.mean(dim=-1),
-        correlation,
-        n_active,
-        target.labels,
-        target.unit,
-        site.hook_name,
-        site.positions.scope,
-        site.error_term,
-    )
+        methods=tuple(orders), unsigned=tuple(name for name, order in orders.items() if not order.signed),
+        deletion=deletion, insertion=insertion, rank_correlation=correlation, overlap=overlap, n_active=n_active,
+        n_compared=n_compared, labels=target.labels, unit=target.unit, hook_name=site.hook_name,
+        token_scope=site.positions.scope, error_term=site.error_term, k=k, seed=seed, n_bootstrap=n_bootstrap,
+        confidence=confidence, provenance=site.provenance(target),
+    )  # fmt: skip
 
 
-def _by_name(attributions: Attribution | Sequence[Attribution] | Mapping[str, Attribution]) -> dict[str, Attribution]:
+def _check_numbers(**given: int) -> None:
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _by_name(
+    attributions: Attribution | Sequence[Attribution] | Mapping[str, Attribution | Tensor],
+) -> dict[str, Attribution | Tensor]:
     if isinstance(attributions, Mapping):
         return dict(attributions)
     several = [attributions] if isinstance(attributions, Attribution) else list(attributions)
+    if any(isinstance(given, Tensor) for given in several):
+        raise InputError("scores of all latents have no name of their own: pass a mapping from names to results")
     names = [result.method for result in several]
     if len(set(names)) < len(names):
         raise InputError(
@@ -168,61 +139,27 @@ def _by_name(attributions: Attribution | Sequence[Attribution] | Mapping[str, At
     return dict(zip(names, several, strict=True))
 
 
-def _check_same(name: str, result: Attribution, site: Site, target: Target) -> None:
-    if result.token is not None:
-        raise InputError(f"{name} is per token; faithfulness ranks latents: compute it with per_token=False")
-    sample, latent, _ = site.codes.pairs()
-    same_pairs = result.sample.equal(sample) and result.latent.equal(latent)
-    origin, here = result.provenance or {}, site.provenance(target)
-    same_origin = all(origin.get(key) == here[key] for key in ("data_fingerprint", "sae_sha256", "model"))
-    same_site = (result.hook_name, result.token_scope, result.d_sae) == (
-        site.hook_name,
-        site.positions.scope,
-        site.codes.d_sae,
-    )
-    if not (same_pairs and same_origin and same_site):
-        raise InputError(
-            f"{name} was computed on another input or another SAE: its active latents are not those found here"
-        )
-    if result.labels != target.labels:
-        raise InputError(f"{name} explains {', '.join(result.labels)}; the target here is {', '.join(target.labels)}")
-    if origin.get("target_fingerprint") != here["target_fingerprint"]:
-        raise InputError(f"{name} explains another target of the same name: its vectors are not those given here")
-    if result.error_term != site.error_term:
-        raise InputError(
-            f"{name} was computed with the error term {result.error_term}, this comparison has it "
-            f"{site.error_term}: use one setting for all"
-        )
+def _named_as(method: str, named: Mapping[str, Attribution | Tensor]) -> str | None:
+    """The name under which a method's result was given: the method says what it is, and its own name is no other's."""
+    found = [name for name, given in named.items() if isinstance(given, Attribution) and given.method == method]
+    if method in named and method not in found:
+        raise InputError(f"the name {method!r} is that of the method: give the result another one")
+    if len(found) > 1:
+        raise InputError(f"{' and '.join(found)} are both of the method {method!r}, of which there can be one")
+    return found[0] if found else None
 
 
-def _removals(site: Site, sample: int, order: Tensor) -> Tensor:
-    """What some latents of one sample add, `[latent token d_in]`.
-
-    Args:
-        sample: which sample.
-        order: the latents, as indices into the sample's own pairs; the result is in this order.
-    """
-    pair_sample, _, pair = site.codes.pairs()
-    first = int((pair_sample < sample).sum())
-    place = torch.full((int((pair_sample == sample).sum()),), -1, device=pair.device)
-    place[order] = torch.arange(len(order), device=pair.device)
-    entries = (site.codes.sample == sample).nonzero().flatten()
-    places = place[pair[entries] - first]
-    entries, places = entries[places >= 0], places[places >= 0]
-    n_token, d_in = site.base.shape[1:]
-    out = site.base.new_zeros(len(order) * n_token, d_in)
-    out.index_add_(0, places * n_token + site.codes.token[entries], site.contributions(entries).to(out.dtype))
-    return out.reshape(len(order), n_token, d_in)
-
-
-def _curve(
-    site: Site, sample: int, removed: Tensor, target: Target, index: int, n_steps: int, batch_size: int
-) -> Tensor:
-    """Prediction `[step]` while the latents of `removed` `[latent token d_in]` are taken out one after the other."""
-    steps = torch.cat([removed.new_zeros(1, *removed.shape[1:]), removed.cumsum(dim=0)])
-    parts = []
-    for part in steps.split(batch_size):
-        own = torch.full((len(part),), sample, device=part.device)
-        parts.append(target(site.tail(site.base[own] - part, own))[:, index])
-    curve = torch.cat(parts)
-    return torch.cat([curve, curve[-1:].expand(n_steps + 1 - len(curve))])
+def _agreement(orders: Mapping[str, Order], exact_name: str, n_active: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank correlation and overlap `[method sample target]` with exact ablation, and the latents that it covers."""
+    exact = orders[exact_name].values.cpu()
+    compared = ~exact.isnan().any(dim=1)
+    n_compared = torch.stack([part.sum() for part in compared.split(n_active.tolist())])
+    size = n_compared.tolist()
+    reference = exact[compared].split(size)
+    correlation, overlap = [], []
+    for order in orders.values():
+        own = order.values.cpu()[compared].split(size)
+        both = [(a, b if order.signed else b.abs()) for a, b in zip(own, reference, strict=True)]
+        correlation.append(torch.stack([spearman_columns(a, b) for a, b in both]))
+        overlap.append(torch.stack([top_overlap(a, b, k) for a, b in both]))
+    return torch.stack(correlation), torch.stack(overlap), n_compared

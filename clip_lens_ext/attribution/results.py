@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from clip_lens_ext.errors import InputError, LoadError
+from clip_lens_ext.attribution.shards import check_mergeable, joined_origin, same_origin
+from clip_lens_ext.attribution.storage import load_result, save_result
+from clip_lens_ext.errors import InputError
 
 _TENSORS = ("sample", "latent", "value", "activation", "prediction")
 _OPTIONAL_TENSORS = ("token", "completeness_gap")
@@ -139,13 +138,44 @@ class Attribution:
             frame.insert(1, "name", [self.sample_names[i] for i in frame["sample"]])
         return frame
 
+    def merge(self, other: Attribution) -> Attribution:
+        """The attributions of both, the samples of `other` after one's own.
+
+        Args:
+            other: of the same method and settings, site, SAE and target, on other samples.
+
+        Raises:
+            InputError: the two differ in more than their samples; it names in what.
+        """
+        check_mergeable("attributions", self._settings(), other._settings())
+        shifted = {"sample": other.sample + self.n_sample}
+        tensors: dict[str, Any] = {
+            name: torch.cat([mine, shifted.get(name, getattr(other, name)).to(mine.device)])
+            for name in (*_TENSORS, *_OPTIONAL_TENSORS)
+            if (mine := getattr(self, name)) is not None
+        }
+        return replace(
+            self,
+            **tensors,
+            n_sample=self.n_sample + other.n_sample,
+            sample_names=self.sample_names + other.sample_names,
+            provenance=None if self.provenance is None else joined_origin(self.provenance, other.provenance or {}),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        same = ("method", "settings", "seed", "labels", "unit", "hook_name", "tower", "token_scope", "error_term",
+                "d_sae", "n_token")  # fmt: skip
+        return {
+            **{name: getattr(self, name) for name in same},
+            "per_token": self.token is not None,
+            "completeness_gap": None if self.completeness_gap is None else "there",
+            "sample_names": "there" if self.sample_names else "missing",
+            **same_origin(self.provenance),
+        }
+
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file; the labels and the origin are JSON in its header."""
-        tensors = {name: getattr(self, name).contiguous().cpu() for name in _TENSORS}
-        given = {name: getattr(self, name) for name in _OPTIONAL_TENSORS}
-        tensors |= {name: value.contiguous().cpu() for name, value in given.items() if value is not None}
-        fields = {key: value for key, value in self.__dict__.items() if key not in (*_TENSORS, *_OPTIONAL_TENSORS)}
-        save_file(tensors, path, metadata={"clip_lens_ext.Attribution": json.dumps(fields)})
+        save_result(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Attribution:
@@ -154,12 +184,4 @@ class Attribution:
         Raises:
             LoadError: no such file, or it holds no attribution.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            fields = json.loads(metadata["clip_lens_ext.Attribution"])
-            fields["labels"], fields["sample_names"] = tuple(fields["labels"]), tuple(fields["sample_names"])
-            return cls(**fields, **tensors)
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise LoadError(f"{path} is no file of Attribution.save: {type(error).__name__}: {error}") from error
+        return load_result(cls, path)

@@ -1,6 +1,7 @@
 """Pictures and tables of results; they take results, never models."""
 
+from clip_lens_ext.plots.comparison import plot_comparison
 from clip_lens_ext.plots.explanation import plot_explanation
 from clip_lens_ext.plots.table import explanation_legend, explanation_table
 
-__all__ = ["explanation_legend", "explanation_table", "plot_explanation"]
+__all__ = ["explanation_legend", "explanation_table", "plot_comparison", "plot_explanation"]

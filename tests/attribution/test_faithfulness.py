@@ -1,4 +1,4 @@
-"""Deletion curves equal a loop that deletes one latent after the other and re-runs the model; ranks handle ties."""
+"""Curves equal a loop that zeroes latents one after the other and re-runs the whole model; ranks handle ties."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.attribution import deletion_curve, each
 from oracles.attribution import spearman as slow_spearman
+from oracles.proof import insertion_curve
 from oracles.saes import build_sae
 from oracles.sites import make
 from torch import Tensor
@@ -58,8 +59,8 @@ def run(
 def test_curves_areas_and_ranks(site: Any, n_steps: int, kept: bool) -> None:
     found, results, explained = run(site, n_steps, kept=kept)
     assert found.methods == ("attribution_patching", "logit_lens", "exact_ablation", "random")
-    assert found.deletion.shape == (4, 2, 3, n_steps + 1)
-    assert found.area.shape == found.rank_correlation.shape == (4, 2, 3)
+    assert found.deletion.shape == found.insertion.shape == (4, 2, 3, n_steps + 1)
+    assert found.deletion_area.shape == found.rank_correlation.shape == (4, 2, 3)
     for row, method in enumerate(found.methods):
         result = results[method]
         for sample in range(2):
@@ -70,9 +71,14 @@ def test_curves_areas_and_ranks(site: Any, n_steps: int, kept: bool) -> None:
                 values = result.value[own][:, index].tolist()
                 order = [latents[i] for i in sorted(range(len(values)), key=lambda i, v=values: -v[i])]
                 expected = deletion_curve(explained[sample], order, n_steps, index)
+                back = insertion_curve(explained[sample], order, n_steps, index)
+                assert found.insertion[row, sample, index].tolist() == pytest.approx(back, abs=1e-10), (method, sample)
+                inserted = float(found.insertion_area[row, sample, index])
+                assert inserted == pytest.approx(sum(back) / len(back), abs=1e-10)
                 curve = found.deletion[row, sample, index]
                 assert curve.tolist() == pytest.approx(expected, abs=1e-10), (method, sample, index)
-                assert float(found.area[row, sample, index]) == pytest.approx(sum(expected) / len(expected), abs=1e-10)
+                area = float(found.deletion_area[row, sample, index])
+                assert area == pytest.approx(sum(expected) / len(expected), abs=1e-10)
                 assert float(found.rank_correlation[row, sample, index]) == pytest.approx(
                     slow_spearman(values, exact[:, index].tolist()), abs=1e-9
                 )
@@ -99,6 +105,7 @@ def test_batch_size_does_not_matter(batch_size: int) -> None:
     expected, _, _ = run(PATCHES, 5)
     found, _, _ = run(PATCHES, 5, batch_size=batch_size)
     assert torch.allclose(found.deletion, expected.deletion, rtol=0, atol=1e-12)
+    assert torch.allclose(found.insertion, expected.insertion, rtol=0, atol=1e-12)
 
 
 def test_inner_products_are_not_cosines() -> None:
@@ -135,7 +142,7 @@ def test_frame() -> None:
     assert frame["method"].tolist() == list(found.methods)
     for row in range(4):
         assert frame["rank_correlation"][row] == pytest.approx(float(found.rank_correlation[row].mean()))
-        assert frame["deletion_area"][row] == pytest.approx(float(found.area[row].mean()))
+        assert frame["deletion_area"][row] == pytest.approx(float(found.deletion_area[row].mean()))
         assert frame["prediction_before"][row] == pytest.approx(float(found.deletion[row, ..., 0].mean()))
         assert frame["prediction_after"][row] == pytest.approx(float(found.deletion[row, ..., 3].mean()))
     assert (frame["n_undefined"] == 0).all()
@@ -229,4 +236,4 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     faithfulness(tower, x, sae, target, result, n_steps=1, progress=False)
     assert capsys.readouterr().err == ""
     faithfulness(tower, x, sae, target, result, n_steps=1)
-    assert "deletion curves" in capsys.readouterr().err
+    assert "deletion and insertion curves" in capsys.readouterr().err

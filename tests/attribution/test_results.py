@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError, fields, replace
+from functools import reduce
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +183,79 @@ def test_broken_files(tmp_path: Path, fault: str) -> None:
         save_file(tensors, path, metadata={key: json.dumps({**header, "colour": "red"})})
     with pytest.raises(LoadError, match=r"no file of Attribution\.save"):
         Attribution.load(path)
+
+
+def shard(part: slice, *, per_token: bool, batch: int = 5, method: Any = attribution_patching, **settings: Any) -> Any:
+    model, x, sae, directions = make(SITE, batch=batch)
+    tower = HookedTower(model, model_name="tiny")
+    given = {} if method is random_attribution else {"per_token": per_token}
+    found = method(tower, x[part], sae, direction_target(directions), **given, **settings)
+    return replace(found, sample_names=tuple(f"{i}.png" for i in range(batch)[part]))
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("cuts", [(0, 5), (0, 2, 5), (0, 1, 2, 3, 4, 5)])
+def test_merged_shards_are_one_result(cuts: tuple[int, ...], per_token: bool) -> None:
+    whole = shard(slice(0, 5), per_token=per_token)
+    several = [shard(slice(a, b), per_token=per_token) for a, b in pairwise(cuts)]
+    gaps = [replace(one, completeness_gap=one.prediction * 2) for one in several]
+    for kind, expected in ((several, whole), (gaps, replace(whole, completeness_gap=whole.prediction * 2))):
+        merged = reduce(Attribution.merge, kind)
+        for field in fields(Attribution):
+            one, other = getattr(merged, field.name), getattr(expected, field.name)
+            if field.name in ("sample", "latent", "token") and one is not None:
+                assert torch.equal(one, other), field.name
+            elif isinstance(one, torch.Tensor):
+                # The same numbers in batches of other sizes: float64's rounding through the model.
+                assert torch.allclose(one, other, rtol=0, atol=1e-12), field.name
+            elif field.name != "provenance":
+                assert one == other, field.name
+        assert merged.provenance["data_fingerprint"] == "+".join(one.provenance["data_fingerprint"] for one in several)
+        assert merged.to_frame()["name"].unique().tolist() == [f"{i}.png" for i in range(5)]
+        if not per_token:
+            assert torch.equal(merged.top(3).latents, whole.top(3).latents)
+
+
+def test_merge_goes_through_the_disk(tmp_path: Path) -> None:
+    first, second = (shard(part, per_token=True) for part in (slice(0, 2), slice(2, 5)))
+    first.save(tmp_path / "1")
+    second.save(tmp_path / "2")
+    merged = Attribution.load(tmp_path / "1").merge(Attribution.load(tmp_path / "2"))
+    merged.save(tmp_path / "both")
+    again = Attribution.load(tmp_path / "both")
+    assert torch.equal(again.dense(), first.merge(second).dense())
+    assert again.sample_names == merged.sample_names == first.sample_names + second.sample_names
+
+
+def test_results_that_are_no_shards() -> None:
+    found, other = (shard(part, per_token=False) for part in (slice(0, 2), slice(2, 5)))
+    changed = {"method": "x", "settings": {"n_steps": 3}, "seed": 3, "labels": ("a", "b", "c"), "unit": "logit",
+               "hook_name": "h", "tower": "text", "token_scope": "cls", "error_term": "dropped", "d_sae": 38,
+               "n_token": 3}  # fmt: skip
+    for name, value in changed.items():
+        with pytest.raises(InputError, match=f"two attributions do not belong together: they differ in {name}"):
+            found.merge(replace(other, **{name: value}))
+    for name in ("model", "sae_sha256", "target_fingerprint"):
+        with pytest.raises(InputError, match=f"{name} .* and 'other'"):
+            found.merge(replace(other, provenance={**other.provenance, name: "other"}))
+    with pytest.raises(InputError, match="sample_names 'there' and 'missing'"):
+        found.merge(replace(other, sample_names=()))
+    with pytest.raises(InputError, match="completeness_gap None and 'there'"):
+        found.merge(replace(other, completeness_gap=other.prediction))
+    with pytest.raises(InputError, match="per_token False and True"):
+        found.merge(shard(slice(2, 5), per_token=True))
+
+
+def test_every_field_survives_the_disk(tmp_path: Path) -> None:
+    found = attribution()
+    found = replace(
+        found, settings={"n_steps": 16, "baseline": None, "variant": "x"}, completeness_gap=found.prediction
+    )
+    found.save(tmp_path / "a")
+    again = Attribution.load(tmp_path / "a")
+    assert again.settings == found.settings
+    assert torch.equal(again.completeness_gap, found.completeness_gap)
+    assert Attribution.load(tmp_path / "a").token is None
 
 
 def test_frozen() -> None:
