@@ -11,14 +11,14 @@ Three ways, equal up to rounding; which one runs is a matter of cost alone.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from clip_lens_ext.attribution.bound import bar
+from clip_lens_ext.attribution.forward_mode import pushed_forward
 from clip_lens_ext.attribution.site import Site
 from clip_lens_ext.attribution.targets import Target
 
@@ -44,53 +44,51 @@ class Path:
     batch_size: int
 
 
-def entry_gradients(site: Site, target: Target, path: Path | None = None) -> tuple[Tensor, Tensor | None]:
-    """`dy/dz` of every active entry.
-
-    Args:
-        site: where.
-        target: what is explained.
-        path: points to average over; the actual input alone if None.
+def entry_gradients(site: Site, target: Target) -> tuple[Tensor, Tensor]:
+    """`dy/dz` of every active entry at the actual input.
 
     Returns:
-        `[active target]`, and at the actual input alone the prediction `[sample target]`.
+        `[active target]`, and the prediction `[sample target]`.
     """
-    n_sample, device = site.codes.n_sample, site.base.device
-    out = torch.zeros(len(site.codes), len(target), dtype=_result_dtype(site), device=device)
-    if path is not None:
-        for start in range(0, n_sample * len(path.at), path.batch_size):
-            number = torch.arange(start, min(start + path.batch_size, n_sample * len(path.at)), device=device)
-            sample, point = number // len(path.at), number % len(path.at)
-            back = 1 - torch.tensor(path.at, dtype=torch.float64, device=device)[point]
-            rows = site.base[sample] - back.to(site.base.dtype)[:, None, None] * path.step[sample]
-            weight = torch.tensor(path.weight, dtype=torch.float64, device=device)[point]
-            _add_products(site, target, rows, sample, weight, out)
-        return out, None
-    samples = torch.arange(n_sample, device=device)
+    out, n_sample = no_products(site, target), site.codes.n_sample
     if site.is_pooled_token and len(site.codes) <= _PUSHES_PER_PULL * n_sample * len(target):
         return _pushed_forward(site, target, out), site.predict(target)
+    samples = torch.arange(n_sample, device=site.base.device)
     return out, _add_products(site, target, site.base, samples, None, out)
+
+
+def path_gradients(site: Site, target: Target, path: Path, *, progress: bool = False) -> Tensor:
+    """Weighted mean of `dy/dz` of every active entry over the points of a path, `[active target]`."""
+    out, device, dtype = no_products(site, target), site.base.device, site.base.dtype
+    n_point = len(path.at)
+    n_item = site.codes.n_sample * n_point
+    left = torch.tensor([1 - at for at in path.at], dtype=dtype, device=device)
+    weight = torch.tensor(path.weight, dtype=dtype, device=device)
+    for start in bar(range(0, n_item, path.batch_size), "points on the path", progress):
+        number = torch.arange(start, min(start + path.batch_size, n_item), device=device)
+        sample, point = number // n_point, number % n_point
+        rows = site.base[sample] - left[point][:, None, None] * path.step[sample]
+        _add_products(site, target, rows, sample, weight[point], out)
+    return out
 
 
 def _pushed_forward(site: Site, target: Target, out: Tensor) -> Tensor:
     """Each decoder row through the tail by forward-mode differentiation, at the point where its sample is."""
     per_entry = 6 * max(len(target), site.base.shape[-1]) * site.base.element_size()
-    with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
-        # torch's own decompositions, imported at the first dual number, warn of torch.jit.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
-        for part, rows in site.entry_chunks(at_once=max(1, _BYTES_AT_ONCE // per_entry)):
-            sample = site.codes.sample[part]
-            dual = forward_ad.make_dual(site.base[sample], rows[:, None].to(site.base.dtype))
-            moved = forward_ad.unpack_dual(target(site.tail(dual, sample))).tangent
-            if moved is not None:  # None: the prediction does not depend on the embedding
-                out[part] = moved
+    for part, rows in site.entry_chunks(at_once=max(1, _BYTES_AT_ONCE // per_entry)):
+        sample = site.codes.sample[part]
+
+        def predicted(moved: Tensor, sample: Tensor = sample) -> Tensor:
+            return target(site.tail(moved, sample))
+
+        out[part] = pushed_forward(predicted, site.base[sample], rows[:, None].to(site.base.dtype)).to(out.dtype)
     return out
 
 
 def _add_products(
     site: Site, target: Target, rows: Tensor, samples: Tensor, weight: Tensor | None, out: Tensor
 ) -> Tensor:
-    """Add to `out` what the gradients at `rows` `[item token d_in]` are along the entries of the items' samples.
+    """Add to `out` the gradients at `rows` `[item token d_in]` along the entries; the predictions `[item target]`.
 
     Args:
         site, target: where and what.
@@ -98,35 +96,72 @@ def _add_products(
         samples: the sample of each item, ascending, `[item]`.
         weight: of each item, or None for one.
         out: `[active target]`.
-
-    Returns:
-        The predictions at the items, `[item target]`.
     """
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
         embedding = site.tail(leaf, samples)
+    return add_products([Place(site, leaf, out)], target, embedding, samples, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A tensor in the graph of an embedding, and the site whose entries its gradient is read along.
+
+    Attributes:
+        site: says which entries.
+        leaf: the SAE's tokens `[item token d_in]`, or with `whole` all of the activation.
+        out: what is added to, `[active target]`.
+        whole: whether the SAE's tokens have to be taken out of the gradient.
+    """
+
+    site: Site
+    leaf: Tensor
+    out: Tensor
+    whole: bool = False
+
+    def rows(self, gradient: Tensor) -> Tensor:
+        """Of the gradient, the SAE's tokens `[item token d_in]`."""
+        taken = self.site.positions.take(gradient) if self.whole else gradient
+        return taken if taken.dim() == 3 else taken[:, None]
+
+
+def add_products(
+    places: Sequence[Place], target: Target, embedding: Tensor, samples: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Add to each place's `out` the gradient of every target along its entries; the predictions `[item target]`.
+
+    Args:
+        places: where; all from one backward pass for each target.
+        target: what is explained.
+        embedding: with its graph, `[item d_embed]`.
+        samples: the sample of each item, ascending, `[item]`.
+        weight: of each item, or None for one, where there is one item for each sample.
+    """
     prediction, pull = _target_gradients(target, embedding)
     n_target, d_embed = len(target), embedding.shape[-1]
     first, last = int(samples[0]), int(samples[-1])
-    at_once = max(1, _BYTES_AT_ONCE // (leaf.numel() * leaf.element_size()))
+    owns = [_entries_of(place.site, first, last - first + 1) for place in places]
+    n_bytes = sum(place.leaf.numel() * place.leaf.element_size() for place in places)
+    at_once = max(1, _BYTES_AT_ONCE // n_bytes)
     by_embedding = n_target > d_embed and weight is None
     n = d_embed if by_embedding else n_target
-    own = _entries_of(site, first, last - first + 1)
-    products = out.new_zeros(len(out), d_embed) if by_embedding else out
+    products = [place.out.new_zeros(len(place.out), d_embed) if by_embedding else place.out for place in places]
     for start in range(0, n, at_once):
-        found = []
+        found: list[list[Tensor]] = [[] for _ in places]
         for index in range(start, min(start + at_once, n)):
             cotangent = _unit(embedding, index) if by_embedding else pull(index)
-            keep = index + 1 < n
-            gradient = torch.autograd.grad(embedding, leaf, cotangent, retain_graph=keep)[0]
-            found.append(_by_sample(gradient, samples, weight, last - first + 1))
-        gradients = torch.stack(found)  # [target sample token d_in]
-        products[own, start : start + len(found)] += _along_entries(site, gradients, first, own)
+            leaves = [place.leaf for place in places]
+            gradients = torch.autograd.grad(embedding, leaves, cotangent, retain_graph=index + 1 < n)
+            for place, rows, gradient in zip(places, found, gradients, strict=True):
+                rows.append(_by_sample(place.rows(gradient), samples, weight, last - first + 1))
+        for place, product, own, rows in zip(places, products, owns, found, strict=True):
+            product[own, start : start + len(rows)] += _along_entries(place.site, torch.stack(rows), first, own)
     if by_embedding:
         all_targets = torch.stack([pull(index) for index in range(n_target)], dim=1)  # [sample target d_embed]
-        for sample in range(first, last + 1):
-            own = _entries_of(site, sample, 1)
-            out[own] += products[own] @ all_targets[sample - first].T.to(out.dtype)
+        for place, product in zip(places, products, strict=True):
+            for sample in range(first, last + 1):
+                own = _entries_of(place.site, sample, 1)
+                place.out[own] += product[own] @ all_targets[sample - first].T.to(product.dtype)
     return prediction
 
 
@@ -186,6 +221,11 @@ def _along_entries(site: Site, gradients: Tensor, first: int, own: slice) -> Ten
             place[start : start + length] = rows[start : start + length] @ of_token.T
             start += length
     return out
+
+
+def no_products(site: Site, target: Target) -> Tensor:
+    """Zeros `[active target]`, to add to."""
+    return torch.zeros(len(site.codes), len(target), dtype=_result_dtype(site), device=site.base.device)
 
 
 def _result_dtype(site: Site) -> torch.dtype:

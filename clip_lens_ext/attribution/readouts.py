@@ -87,9 +87,7 @@ class ScoreTarget(Target):
         return scores.softmax(dim=-1)[:, self.of] if self.readout == "probability" else own
 
 
-def contrast_target(
-    clip: HookedCLIP, positive: str | Sequence[str], negative: str | Sequence[str]
-) -> ScoreTarget:
+def contrast_target(clip: HookedCLIP, positive: str | Sequence[str], negative: str | Sequence[str]) -> ScoreTarget:
     """What speaks for one prompt and not for others: `cos(e, positive) - mean over negatives of cos(e, negative)`.
 
     Args:
