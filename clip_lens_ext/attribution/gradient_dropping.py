@@ -50,9 +50,10 @@ def gradient_dropping(
 
     Returns:
         `Attribution` `[sample target latent]`, never negative (`settings["signed"]` is False), in the unit of the
-        prediction. `settings["blocks"]` are the blocks that were dropped in turn. Where no block comes after the hook
-        there is nothing to drop: `settings["vacuous"]` says so, the values are `|z_i * dy/dz_i|`, and there is a
-        warning.
+        prediction. `settings["blocks"]` are the blocks that were dropped in turn. `settings["vacuous"]`, with a
+        warning, says where the values mean nothing new: no block comes after the hook, and they are
+        `|z_i * dy/dz_i|`; or the one block that does is all that the SAE's tokens reach the output through (patches
+        before the last block of a tower that pools CLS), and they are zero.
 
     Raises:
         HookNameError: the tower has no such hook.
@@ -70,10 +71,6 @@ def gradient_dropping(
     check_taken_apart(tower, "gradient_dropping")
     site = open_site(tower, x, sae, hook_name=hook_name, token_scope=token_scope, error_term=error_term)
     blocks = downstream_writes(site)
-    settings = {"signed": False, "blocks": list(blocks), "vacuous": None}
-    if not blocks:
-        settings["vacuous"] = f"no block comes after {site.hook_name}: there is no gradient through one to drop"
-        warnings.warn(f"gradient_dropping: {settings['vacuous']}; the values are |z * dy/dz|", stacklevel=2)
     total: Tensor | None = None
     for names in bar(list(blocks.values()) or [[]], "blocks dropped", progress):
         with tower.hooks(fwd_hooks=[(name, constant) for name in names]):
@@ -83,9 +80,20 @@ def gradient_dropping(
         total = effect if total is None else total + effect
     assert total is not None  # there is at least one round
     value = total / max(1, len(blocks))
+    settings = {"signed": False, "blocks": list(blocks), "vacuous": _vacuous(site, list(blocks), value)}
+    if settings["vacuous"]:
+        warnings.warn(f"gradient_dropping: {settings['vacuous']}", stacklevel=2)
     if per_token:
         return from_entries(site, target, value, prediction, "gradient_dropping", per_token=True, settings=settings)
     return from_pairs(site, target, value, prediction, "gradient_dropping", settings=settings)
+
+
+def _vacuous(site: Site, blocks: list[int], value: Tensor) -> str | None:
+    if not blocks:
+        return f"no block comes after {site.hook_name}: nothing can be dropped, the values are |z * dy/dz|"
+    if not bool(value.any()):
+        return f"without block {blocks[0]} the SAE's tokens have no path to the output: every value is zero"
+    return None
 
 
 def _by_pair(site: Site, entries: Tensor) -> Tensor:
