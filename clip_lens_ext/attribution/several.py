@@ -86,7 +86,7 @@ def attribution_patching_several(
     ):
         embedding = tower.run_from(first, begin, tokens=x if tower.cfg.tower == "text" else None)
     places = []
-    for name in sorted(by_hook, key=lambda name: order.index((stream_hooks(name) or (name, name))[1])):
+    for name in sorted(by_hook, key=tower.hook_names().index):
         stream = leaving[starts[name]].detach() if stream_hooks(name) else None
         site = site_at(
             tower, x, by_hook[name], name, entering[name].detach(), stream, token_scope=token_scope, error_term="kept"

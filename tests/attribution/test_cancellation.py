@@ -250,7 +250,7 @@ def _all_norms_held(tower: HookedTower, x: Any, sae: Any, target: Any) -> Any:
 
 @pytest.mark.parametrize("method", [gradient_dropping, frozen_layer_norm])
 def test_hooks_are_gone_afterwards_after_an_error_too(method: Any) -> None:
-    model, x, sae, directions = make(MIDDLE)
+    model, x, sae, directions = make(FIRST)
     tower = HookedTower(model)
     expected = tower(x)
     kept: list[int] = []

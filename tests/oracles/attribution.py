@@ -57,7 +57,8 @@ class Explained:
         self.latents = torch.stack([self.formula.encode(row) for row in self.rows])
         self.values: dict[str, Tensor] = {}
         self.embedding = self._run(self.latents, {})
-        self.held = {name: self.values[name] for name in held}
+        self.unedited = self.values
+        self.held = {name: self.unedited[name] for name in held}
 
     def predict(self, latents: Tensor) -> Tensor:
         """Predictions `[target]` for latents `[token d_sae]`."""
@@ -135,10 +136,10 @@ class Explained:
         one[latent] = 1
         row = self.rows[token]
         write = self.formula.decode(one, row) - self.formula.decode(nothing, row)
-        self._run(self.latents, {})
-        scale = self.values["ln_final.hook_scale"]
+        scale = self.unedited["ln_final.hook_scale"]
         last = f"blocks.{self.spec.n_layers - 1}.hook_resid_post"
-        stream = self.values[last].clone()
+        assert self.kept or self.hook != last, "values are those before an edit"
+        stream = self.unedited[last].clone()
         stream[0, self.tokens[token]] += step * write
         edits = {last: lambda value: stream, "ln_final.hook_scale": lambda value: scale}
         moved = oracle.run(self.spec, self.x, edits)[0][0] - self.embedding
