@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clip_lens_ext.attribution.forward_mode import pushed_forward
 from clip_lens_ext.attribution.site import Site
-from clip_lens_ext.attribution.targets import Target
+from clip_lens_ext.attribution.targets import Target, wide
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.saes.decoder import decoder_rows
 from clip_lens_ext.towers.families import Reading
@@ -41,9 +41,9 @@ def direct_effects(site: Site, target: Target, sample: Tensor, token: Tensor | N
     factor, embedding = _frozen(site)
     through = linear_projection(site.tower)
     gain = cast(Reading, site.tower.reading).ln_final.weight
-    length = embedding.norm(dim=-1, keepdim=True)
+    length = wide(embedding).norm(dim=-1, keepdim=True)
     amount = factor.sum(dim=1)[sample] if token is None else factor[sample, token]
-    out = embedding.new_zeros(len(sample), len(target))
+    out = wide(embedding).new_zeros(len(sample), len(target))
     for start in range(0, len(sample), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         own, rows = sample[part], decoder_rows(site.sae, latent[part]).to(embedding.dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clip_lens_ext.attribution.targets import Target, checked_vectors, chosen_targets, text_vectors
+from clip_lens_ext.attribution.targets import Target, checked_vectors, chosen_targets, text_vectors, wide
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import fingerprint
 from clip_lens_ext.towers.clip import HookedCLIP
@@ -63,10 +63,12 @@ class ScoreTarget(Target):
 
     def __call__(self, embedding: Tensor) -> Tensor:
         """Predictions `[sample target]` of un-normalised embeddings `[sample d_embed]`; differentiable."""
+        embedding = wide(embedding)
         return self._read(F.normalize(embedding, dim=-1) if self.normalize else embedding)
 
     def at_length(self, embedding: Tensor, length: Tensor) -> Tensor:
         """The prediction `[sample target]` with the length `[sample 1]` of the embedding given, not computed."""
+        embedding = wide(embedding)
         return self._read(embedding / length if self.normalize else embedding)
 
     def select(self, indices: Sequence[int] | Tensor) -> ScoreTarget:

@@ -49,7 +49,12 @@ class Target:
         return "cosine" if self.cosine else "inner product"
 
     def __call__(self, embedding: Tensor) -> Tensor:
-        """Predictions `[sample target]` of un-normalised embeddings `[sample d_embed]`; differentiable."""
+        """Predictions `[sample target]` of un-normalised embeddings `[sample d_embed]`; differentiable.
+
+        Embeddings of half precision are read in float32: exact ablation is a difference of two predictions, of which
+        bfloat16's three digits would leave nothing.
+        """
+        embedding = wide(embedding)
         vectors = self._vectors_like(embedding)
         if self.cosine:
             return F.normalize(embedding, dim=-1) @ F.normalize(vectors, dim=-1).T
@@ -65,6 +70,7 @@ class Target:
         Returns:
             `[sample target]`; `target.at_length(e, e.norm(dim=-1, keepdim=True))` is `target(e)`.
         """
+        embedding = wide(embedding)
         vectors = self._vectors_like(embedding)
         if self.cosine:
             return (embedding / length) @ F.normalize(vectors, dim=-1).T
@@ -91,6 +97,11 @@ class Target:
                 f"{embedding.shape[-1]}: are they of the same model?"
             )
         return self.vectors.to(embedding.device, embedding.dtype)
+
+
+def wide(embedding: Tensor) -> Tensor:
+    """In float32 what is of half precision, the rest as it is."""
+    return embedding.float() if embedding.dtype in (torch.float16, torch.bfloat16) else embedding
 
 
 def chosen_targets(target: Target, indices: Sequence[int] | Tensor) -> list[int]:

@@ -207,6 +207,19 @@ def test_what_every_target_does(target: Target) -> None:
         target(torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize(
+    "target", all_targets(), ids=lambda target: f"{target.unit}-{getattr(target, 'normalize', '')}"
+)
+def test_half_precision_is_read_in_float32(target: Target) -> None:
+    """Ablation is a difference of predictions: bfloat16's eight bits would leave little of it."""
+    for dtype in (torch.bfloat16, torch.float16):
+        low = X.to(dtype)
+        assert torch.equal(target(low), target(low.float()))
+        length = low.float().norm(dim=-1, keepdim=True)
+        assert torch.equal(target.at_length(low, length), target.at_length(low.float(), length))
+        assert target(low).dtype == torch.float32
+
+
 def test_fingerprints_tell_targets_apart() -> None:
     marks = [target.fingerprint for target in all_targets()]
     assert len(set(marks)) == len(marks)
