@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -57,11 +58,20 @@ def tail_numbers(site: Site, *, gradient: bool) -> int:
     if can_run_pooled(site.tower, site.hook_name if around is None else around[1]):
         return own + 4 * n_token * d_model + 2 * n_token * (cfg.n_heads or 1)
     per_token = 12 * d_model + 2 * (cfg.d_mlp or 8 * d_model) + 2 * n_token * (cfg.n_heads or 1)
-    if cfg.hooks == "residual":  # the native forward runs whole, and its first stages are the widest
-        shapes = site.tower.split_names()
-        widest = max(int(site.tower._pass.shape_at(site.tower, name)[0]) for name in shapes[:-1])
-        return own + 24 * max(widest, n_token) * d_model * (cfg.n_layers if gradient else 1)
+    if cfg.hooks == "residual":
+        return own + _listened_numbers(site, gradient=gradient)
     return own + per_token * n_token * (_blocks_left(site) if gradient else 1)
+
+
+def _listened_numbers(site: Site, *, gradient: bool) -> int:
+    """Of a tower whose native forward runs whole: its widest stage, or with a gradient every stage.
+
+    Stages before the hook too: weights that need a gradient make autograd keep what goes into them.
+    """
+    names = site.tower.split_names()[:-1]
+    sizes = [prod(site.tower._pass.shape_at(site.tower, name)) for name in names]
+    every = sum(sizes) // 2  # each block has two hooks
+    return 32 * max(*sizes, every if gradient else 0)
 
 
 def _blocks_left(site: Site) -> int:

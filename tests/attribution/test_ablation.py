@@ -9,6 +9,7 @@ import torch
 from oracles.attribution import each
 from oracles.saes import KINDS, build_sae
 from oracles.sites import IDS, SITES, Site, make
+from oracles.zoo import BY_NAME, model_of
 from torch import Tensor
 
 from clip_lens_ext.attribution import (
@@ -181,8 +182,26 @@ def test_memory_bounds_the_batch(memory_limit: int) -> None:
 def test_the_estimate_is_above_what_the_tail_keeps(index: int) -> None:
     """What autograd keeps for the backward pass of one copy, counted, is below the estimate and not far below."""
     model, x, sae, directions = make(SITES[index], dtype=torch.float64)
-    tower = HookedTower(model.requires_grad_(False))
-    site = open_site(tower, x, sae.requires_grad_(False))
+    tower = HookedTower(model)
+    site = open_site(tower, x, sae)
+    found, estimate = kept_by_autograd(site, direction_target(directions)), tail_numbers(site, gradient=True)
+    assert 0.9 * found < estimate < 12 * found + 2000
+
+
+@pytest.mark.parametrize("name", ["resnet", "swin", "mt5", "hf-siglip-vision", "coca-vision"])
+def test_the_estimate_holds_for_other_families(name: str) -> None:
+    case, tower = BY_NAME[name], HookedTower(model_of(name))
+    for hook in ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_post"):
+        sae = build_sae("topk", tower.hook_width(hook), hook, "all")
+        site = open_site(tower, case.inputs(2, dtype=torch.float64), sae)
+        target = direction_target(torch.ones(1, tower.cfg.d_embed, dtype=torch.float64))
+        found, estimate = kept_by_autograd(site, target), tail_numbers(site, gradient=True)
+        assert 0.9 * found < estimate < 60 * found + 6 * site.base[0].numel() + 32 * 3 * 64 * 64
+        assert tail_numbers(site, gradient=False) <= estimate
+
+
+def kept_by_autograd(site: Any, target: Any) -> float:
+    """Numbers that autograd keeps for the backward pass of the tail, a copy; the weights are not among them."""
     kept: dict[int, int] = {}
 
     def count(value: Tensor) -> Tensor:
@@ -191,11 +210,14 @@ def test_the_estimate_is_above_what_the_tail_keeps(index: int) -> None:
 
     rows = site.base.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
-        direction_target(directions)(site.tail(rows, torch.arange(2)))
-    weights = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers(), *sae.parameters()]}
-    found = sum(size for place, size in kept.items() if place not in weights) / 2 / 8
-    estimate = tail_numbers(site, gradient=True)
-    assert 0.9 * found < estimate < 12 * found + 2000
+        target(site.tail(rows, torch.arange(2)))
+    modules = (site.tower.native, site.sae)
+    weights = {
+        tensor.untyped_storage().data_ptr()
+        for module in modules
+        for tensor in [*module.parameters(), *module.buffers()]
+    }
+    return sum(size for place, size in kept.items() if place not in weights) / 2 / 8
 
 
 def test_batch_size_of_nothing() -> None:
