@@ -2,9 +2,9 @@
 
 Three ways, equal up to rounding; which one runs is a matter of cost alone.
 
-- **A pooled token after the last block**: the tail is LayerNorm, projection and target of one vector. Where there are
-  more gradients to take (samples times targets) than active latents, each decoder row is pushed forward through it: two
-  matrix products for any number of targets.
+- **A pooled token after the last block**: the tail is LayerNorm, projection and target of one vector. Where the
+  active latents are few beside the gradients to take (samples times targets), each decoder row is pushed forward
+  through it: two matrix products for any number of targets.
 - **Up to `d_embed` targets**: one vector-Jacobian product of the tail for each.
 - **More targets**: one for each number of the embedding, and one matrix product for all targets.
 """
@@ -59,16 +59,17 @@ def entry_gradients(site: Site, target: Target) -> tuple[Tensor, Tensor]:
 
 def path_gradients(site: Site, target: Target, path: Path, *, progress: bool = False) -> Tensor:
     """Weighted mean of `dy/dz` of every active entry over the points of a path, `[active target]`."""
-    out, device, dtype = no_products(site, target), site.base.device, site.base.dtype
+    out, device = no_products(site, target), site.base.device
     n_point = len(path.at)
     n_item = site.codes.n_sample * n_point
-    left = torch.tensor([1 - at for at in path.at], dtype=dtype, device=device)
-    weight = torch.tensor(path.weight, dtype=dtype, device=device)
+    # Not in the tower's own precision: eight bits are too few for weights that add up to one.
+    left = torch.tensor([1 - at for at in path.at], dtype=out.dtype, device=device)
+    weight = torch.tensor(path.weight, dtype=out.dtype, device=device)
     for start in bar(range(0, n_item, path.batch_size), "points on the path", progress):
         number = torch.arange(start, min(start + path.batch_size, n_item), device=device)
         sample, point = number // n_point, number % n_point
         rows = site.base[sample] - left[point][:, None, None] * path.step[sample]
-        _add_products(site, target, rows, sample, weight[point], out)
+        _add_products(site, target, rows.to(site.base.dtype), sample, weight[point], out)
     return out
 
 
@@ -187,8 +188,8 @@ def _by_sample(gradient: Tensor, samples: Tensor, weight: Tensor | None, n_sampl
     """Weighted sum over the items of each sample, `[sample token d_in]`."""
     if weight is None:
         return gradient
-    weighted = gradient * weight.to(gradient.dtype)[:, None, None]
-    out = gradient.new_zeros(n_sample, *gradient.shape[1:])
+    weighted = gradient * weight[:, None, None]
+    out = weighted.new_zeros(n_sample, *gradient.shape[1:])
     return out.index_add_(0, samples - samples[0], weighted)
 
 

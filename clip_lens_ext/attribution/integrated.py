@@ -90,7 +90,7 @@ def integrated_gradients(
     entries = difference[:, None] * path_gradients(site, target, path, progress=progress)
     with torch.no_grad():
         samples = torch.arange(site.codes.n_sample, device=site.base.device)
-        prediction, start = site.predict(target), target(site.tail(site.base - step, samples))
+        prediction, start = site.predict(target), target(site.tail((site.base - step).to(site.base.dtype), samples))
     gap = _sum(site, entries) - (prediction - start)
     size = _sum(site, entries.abs())
     if bool((gap.abs() > _GAP * size).any()):
@@ -156,7 +156,7 @@ def _nonzero_places(start: Tensor, baseline: Tensor) -> Tensor:
 def _written(site: Site, amount: Tensor) -> Tensor:
     """What latents of some amount `[entry]` write at the SAE's tokens, `[batch token d_in]`."""
     n_sample, n_token, d_in = site.base.shape
-    out = site.base.new_zeros(n_sample * n_token, d_in)
+    out = torch.zeros(n_sample * n_token, d_in, dtype=amount.dtype, device=amount.device)
     for part, rows in site.entry_chunks():
         where = site.codes.sample[part] * n_token + site.codes.token[part]
         out.index_add_(0, where, (rows * amount[part][:, None]).to(out.dtype))

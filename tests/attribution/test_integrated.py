@@ -193,6 +193,19 @@ def test_a_gap_that_is_large_is_said_once() -> None:
         integrated_gradients(tower, x, sae, target, n_steps=64, error_term="dropped")
 
 
+def test_bfloat16() -> None:
+    """The weights of the nodes are not rounded to eight bits: in a linear tail the mean of equal gradients is one."""
+    model, x, sae, directions = make(
+        ("vision", "plain", "hook_embedding", "pooled", 20), "standard", dtype=torch.float32
+    )
+    tower, target = HookedTower(model.to(torch.bfloat16)), direction_target(directions, cosine=False)
+    patching = attribution_patching(tower, x.bfloat16(), sae, target).value
+    for n_steps in (1, 16, 33):
+        found = integrated_gradients(tower, x.bfloat16(), sae, target, n_steps=n_steps).value
+        # The gradient is the target's vector in bfloat16, whatever the point; what remains is float32's rounding.
+        assert torch.allclose(found, patching, rtol=0, atol=1e-5 * float(patching.abs().max()))
+
+
 def test_saved_and_loaded(tmp_path: Any) -> None:
     model, x, sae, directions = make(MIDDLE)
     found = integrated_gradients(HookedTower(model), x, sae, direction_target(directions), baseline=some_baseline())
