@@ -78,19 +78,13 @@ def attribution_patching_several(
     first = min(starts.values(), key=order.index)
     begin = tower.run_to(x, first).requires_grad_()
     entering: dict[str, Tensor] = {}
-    leaving: dict[str, Tensor] = {}
-    with (
-        torch.enable_grad(),
-        _seen(tower, list(by_hook), entering),
-        _seen(tower, _writes(by_hook), leaving, after=True),
-    ):
+    with torch.enable_grad(), _entering(tower, list(by_hook), entering):
         embedding = tower.run_from(first, begin, tokens=x if tower.cfg.tower == "text" else None)
     places = []
     for name in sorted(by_hook, key=tower.hook_names().index):
-        stream = leaving[starts[name]].detach() if stream_hooks(name) else None
-        site = site_at(
-            tower, x, by_hook[name], name, entering[name].detach(), stream, token_scope=token_scope, error_term="kept"
-        )
+        # No tail starts at these sites, so what the block adds the activation to is not needed.
+        activation = entering[name].detach()
+        site = site_at(tower, x, by_hook[name], name, activation, None, token_scope=token_scope, error_term="kept")
         places.append(Place(site, entering[name], no_products(site, target), whole=True))
     prediction = add_products(places, target, embedding, torch.arange(len(x), device=embedding.device))
     return {
@@ -121,27 +115,15 @@ def _by_hook(tower: HookedTower, saes: Sequence[SAE] | Mapping[str, SAE]) -> dic
     return found
 
 
-def _writes(names: Mapping[str, SAE]) -> list[str]:
-    """The hooks of the stream that what some hooks carry is added to."""
-    return sorted({around[0] for around in map(stream_hooks, names) if around is not None})
-
-
 @contextmanager
-def _seen(tower: HookedTower, names: list[str], into: dict[str, Tensor], *, after: bool = False) -> Iterator[None]:
-    """Note what enters some hooks, or what leaves them, with its graph."""
+def _entering(tower: HookedTower, names: list[str], into: dict[str, Tensor]) -> Iterator[None]:
+    """Note what enters some hooks, with its graph."""
     with ExitStack() as stack:
         for name in names:
-            point = tower.hook_dict[name]
 
-            def enter(point: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+            def note(point: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
                 into[name] = args[0]
 
-            def leave(point: nn.Module, args: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
-                into[name] = out
-
-            # First of all going in, last of all going out: as run_to gives it, and as the block adds to it.
-            handle = (
-                point.register_forward_hook(leave) if after else point.register_forward_pre_hook(enter, prepend=True)
-            )
-            stack.callback(handle.remove)
+            # First of all, so that it sees what run_to gives.
+            stack.callback(tower.hook_dict[name].register_forward_pre_hook(note, prepend=True).remove)
         yield
