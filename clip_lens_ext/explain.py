@@ -21,6 +21,7 @@ from clip_lens_ext.attribution.ablation import exact_ablation
 from clip_lens_ext.attribution.logit_lens import logit_lens
 from clip_lens_ext.attribution.patching import attribution_patching
 from clip_lens_ext.attribution.ranks import spearman
+from clip_lens_ext.attribution.reach import carries_stream
 from clip_lens_ext.attribution.site import ErrorTerm, Site, open_site
 from clip_lens_ext.attribution.targets import Target, text_target
 from clip_lens_ext.data import ImageBatches, Preprocess, image_batches
@@ -147,13 +148,13 @@ def _chosen(site: Site, target: Target, choose: str | Sequence[int], index: int)
     if choose == "all":
         return target
     one = int(site.predict(target)[0].argmax()) if isinstance(choose, str) else choose[index]
-    return Target(target.vectors[one : one + 1], (target.labels[one],), target.cosine)
+    return target.select([one])
 
 
 def _decide(site: Site, target: Target, name: str, picture: Tensor, k: int, batch_size: int) -> list[Decision]:
     """The decisions of one picture, one per target."""
     patching = attribution_patching(site.tower, site, site.sae, target)
-    exact = exact_ablation(site.tower, site, site.sae, target, batch_size=batch_size).value.cpu()
+    exact = exact_ablation(site.tower, site, site.sae, target, batch_size=batch_size, progress=False).value.cpu()
     value = patching.value.cpu()
     lens = logit_lens(site.tower, site, site.sae, target).value.cpu() if _has_lens(site) else value * torch.nan
     decisions = []
@@ -179,7 +180,7 @@ def _shown(decision: Decision, k: int) -> list[int]:
 
 
 def _has_lens(site: Site) -> bool:
-    return "hook_resid" in site.hook_name or site.hook_name == "hook_full_embed"
+    return carries_stream(site.hook_name)
 
 
 def _reads_patches(site: Site) -> bool:

@@ -36,10 +36,25 @@ def from_entries(
     return _result(site, target, sample, latent, value, summed_activation(site), prediction, method, **extra)
 
 
-def from_pairs(site: Site, target: Target, value: Tensor, prediction: Tensor, method: str, **extra: Any) -> Attribution:
-    """An attribution of values `[pair target]`, one for each (sample, latent) pair of the codes."""
+def from_pairs(
+    site: Site,
+    target: Target,
+    value: Tensor,
+    prediction: Tensor,
+    method: str,
+    *,
+    kept: Tensor | None = None,
+    **extra: Any,
+) -> Attribution:
+    """An attribution of values `[pair target]`, one for each (sample, latent) pair of the codes.
+
+    `kept` are the numbers of the pairs that the values are of, where they are not all.
+    """
     sample, latent, _ = site.codes.pairs()
-    return _result(site, target, sample, latent, value, summed_activation(site), prediction, method, **extra)
+    activation = summed_activation(site)
+    if kept is not None:
+        sample, latent, activation = sample[kept], latent[kept], activation[kept]
+    return _result(site, target, sample, latent, value, activation, prediction, method, **extra)
 
 
 def summed_activation(site: Site) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -45,8 +46,9 @@ def compare(
     Args:
         tower, x, sae, target, hook_name, token_scope, error_term: as in `attribution_patching`.
         methods: names of `METHODS`, functions that are called as `method(tower, site, sae, target)`, or a mapping from
-            names of your own to functions. None: all of `METHODS`; those that cannot be had at this hook are left out,
-            and `Comparison.notes` says which and why. Exact ablation and a random order are always there.
+            names of your own to functions. None: all of `METHODS`; those that cannot be had at this hook, or say
+            nothing of their own there, are left out, and `Comparison.notes` says which and why. Exact ablation and a
+            random order are always there.
         exact: an exact ablation that is there already, possibly of a part of the latents; None: of all active ones.
         n_steps, k, batch_size, n_bootstrap, confidence: as in `faithfulness`.
         seed: of the random order and of the bootstrap.
@@ -73,18 +75,27 @@ def compare(
     site = open_site(tower, x, sae, hook_name=hook_name, token_scope=token_scope, error_term=error_term)
     if exact is not None:
         asked[EXACT] = lambda *args: exact
-    chunks = {} if batch_size is None else {"batch_size": batch_size}
-    asked.setdefault(EXACT, partial(exact_ablation, **chunks))  # type: ignore[arg-type]
+    asked.setdefault(EXACT, partial(exact_ablation, batch_size=batch_size, progress=progress))
     asked.setdefault(RANDOM, partial(random_attribution, seed=seed))
     found: dict[str, Attribution | Tensor] = {}
     notes: list[str] = []
     for name, method in asked.items():
         try:
-            found[name] = method(tower, site, sae, target)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                result = method(tower, site, sae, target)
         except InputError as error:
             if methods is not None or name in (EXACT, RANDOM):
                 raise InputError(f"{name}: {error}") from error
             notes.append(f"{name} ({error})")
+            continue
+        vacuous = (getattr(result, "settings", None) or {}).get("vacuous")
+        if vacuous and methods is None:
+            notes.append(f"{name} ({vacuous})")
+            continue
+        for warning in said:
+            warnings.warn(str(warning.message), warning.category, stacklevel=3)
+        found[name] = result
     checked = faithfulness(
         tower, site, sae, target, found, n_steps=n_steps, k=k, batch_size=batch_size, n_bootstrap=n_bootstrap,
         confidence=confidence, seed=seed, progress=progress,

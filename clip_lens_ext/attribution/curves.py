@@ -15,17 +15,6 @@ from tqdm.auto import tqdm
 
 from clip_lens_ext.attribution.site import Site
 from clip_lens_ext.attribution.targets import Target
-from clip_lens_ext.towers.pooled_tail import can_run_pooled
-
-_BYTES = 128 * 2**20
-
-
-def default_batch_size(site: Site, target: Target) -> int:
-    """Edited activations that run at a time where nobody says how many: what some 128 MB hold, at least one."""
-    numbers = site.activation[0].numel() + 3 * site.base[0].numel()
-    # Inside a block attention and MLP hold some eight times the residual stream; one pooled token is next to nothing.
-    numbers *= 1 if can_run_pooled(site.tower, site.hook_name) else 8
-    return max(1, _BYTES // (site.base.element_size() * (numbers + len(target))))
 
 
 @torch.no_grad()

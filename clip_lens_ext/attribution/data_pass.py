@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
@@ -108,7 +108,7 @@ class AttributionPass:
         found: list[list[Explained]] = [[] for _ in self.targets]
         for number in numbers.unique().tolist():
             rows = (numbers == number).nonzero().flatten()
-            alone = tuple(one_target(target, number) for target in self.targets)
+            alone = tuple(target.select([number]) for target in self.targets)
             names = [batch.names[row] for row in rows.tolist()]
             for parts, one in zip(found, self._attributions(x[rows.to(x.device)], names, alone), strict=True):
                 parts.append(Explained(number, one, len(rows)))
@@ -193,37 +193,6 @@ class Several:
     def result(self) -> tuple[AttributionSummary, ...]:
         """The summaries so far."""
         return tuple(part.result() for part in self.parts)
-
-
-@dataclass(frozen=True, eq=False)
-class _OneTarget:
-    """One of several targets, alone, whatever kind of target it is."""
-
-    several: Target
-    index: int
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return (self.several.labels[self.index],)
-
-    @property
-    def unit(self) -> str:
-        return self.several.unit
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.several.fingerprint}[{self.index}]"
-
-    def __len__(self) -> int:
-        return 1
-
-    def __call__(self, embedding: Tensor) -> Tensor:
-        return self.several(embedding)[:, self.index : self.index + 1]
-
-
-def one_target(target: Target, index: int) -> Target:
-    """One of several targets as a target of its own."""
-    return cast(Target, _OneTarget(target, index))
 
 
 def called(method: Method) -> str:

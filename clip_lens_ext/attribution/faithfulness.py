@@ -12,7 +12,6 @@ Reference: deletion follows the released evaluation of Dreyer et al. 2505.20229,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from sae_lens import SAE
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from clip_lens_ext.attribution.ablation import exact_ablation
 from clip_lens_ext.attribution.baselines import random_attribution
-from clip_lens_ext.attribution.curves import default_batch_size, run_curves
+from clip_lens_ext.attribution.bound import tail_batch
+from clip_lens_ext.attribution.curves import run_curves
 from clip_lens_ext.attribution.faithfulness_result import Faithfulness
 from clip_lens_ext.attribution.orders import Order, check_coverage, read_order
 from clip_lens_ext.attribution.ranks import spearman_columns, top_overlap
@@ -65,7 +65,7 @@ def faithfulness(
             that says `settings["signed"] = False` is ranked against the magnitude of exact ablation.
         n_steps: latents that are deleted or inserted, one after the other.
         k: how many of the greatest latents the overlap compares.
-        batch_size: edited activations that run through the tail at a time; None: what some 128 MB hold.
+        batch_size: edited activations that run through the tail at a time; None: what 512 MB hold, by estimate.
         n_bootstrap, confidence: draws over the samples for each interval, and its confidence.
         seed: of the random order and of the bootstrap.
         progress: show a bar.
@@ -97,15 +97,14 @@ def faithfulness(
             check_coverage(name, orders[name], len(given), is_reference=name == exact_name)
     if exact_name is None:
         exact_name = EXACT
-        chunks: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
-        exact = exact_ablation(tower, site, sae, target, **chunks)
+        exact = exact_ablation(tower, site, sae, target, batch_size=batch_size, progress=progress)
         orders[EXACT] = read_order(EXACT, exact, site, target, n_steps)
     if _named_as(RANDOM, named) is None:
         chance = random_attribution(tower, site, sae, target, seed=seed)
         orders[RANDOM] = read_order(RANDOM, chance, site, target, n_steps)
-    batch_size = batch_size or default_batch_size(site, target)
+    at_once = tail_batch(site, len(target), gradient=False, batch_size=batch_size)
     pairs = torch.stack([order.pairs for order in orders.values()])
-    deletion, insertion = run_curves(site, target, pairs, batch_size=batch_size, progress=progress)
+    deletion, insertion = run_curves(site, target, pairs, batch_size=at_once, progress=progress)
     n_active = torch.bincount(site.codes.pairs()[0], minlength=site.codes.n_sample).cpu()
     correlation, overlap, n_compared = _agreement(orders, exact_name, n_active, k)
     return Faithfulness(

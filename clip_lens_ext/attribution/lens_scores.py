@@ -6,6 +6,7 @@ import torch
 from sae_lens import SAE
 from torch import Tensor
 
+from clip_lens_ext.attribution.reach import carries_stream
 from clip_lens_ext.attribution.targets import Target
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.saes.decoder import decoder_rows
@@ -44,7 +45,7 @@ def logit_lens_scores(tower: HookedTower, sae: SAE, target: Target, *, hook_name
     Reference: the released evaluation of Dreyer et al. 2505.20229.
     """
     name = sae_hook_name(tower, sae, hook_name)
-    if "hook_resid" not in name and name != "hook_full_embed":
+    if not carries_stream(name):
         raise InputError(f"the Logit Lens reads residual-stream vectors; {name} gives none")
     latents = torch.arange(sae.cfg.d_sae, device=sae.W_dec.device)
     parts = [

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from clip_lens_ext.attribution.ablation import exact_ablation
 from clip_lens_ext.attribution.baselines import activation_energy, random_attribution
+from clip_lens_ext.attribution.frozen_norm import frozen_layer_norm
+from clip_lens_ext.attribution.gradient_dropping import gradient_dropping
+from clip_lens_ext.attribution.integrated import integrated_gradients
 from clip_lens_ext.attribution.lens_scores import logit_lens_scores
 from clip_lens_ext.attribution.logit_lens import logit_lens
 from clip_lens_ext.attribution.patching import attribution_patching
@@ -28,8 +31,15 @@ def _lens_of_all_latents(tower: HookedTower, x: Any, sae: SAE, target: Target) -
 
 METHODS: dict[str, Method] = {
     "attribution_patching": attribution_patching,
+    "integrated_gradients": partial(integrated_gradients, n_steps=32, progress=False),
+    "gradient_dropping": partial(gradient_dropping, progress=False),
+    "frozen_layer_norm": frozen_layer_norm,
     "activation_x_logit_lens": partial(logit_lens, times_activation=True),
+    "activation_x_logit_lens_frozen_norm": partial(logit_lens, variant="frozen_norm", times_activation=True),
+    "activation_x_logit_lens_embedding": partial(logit_lens, variant="embedding", times_activation=True),
     "logit_lens": logit_lens,
+    "logit_lens_frozen_norm": partial(logit_lens, variant="frozen_norm"),
+    "logit_lens_embedding": partial(logit_lens, variant="embedding"),
     "logit_lens_of_all_latents": _lens_of_all_latents,
     "activation_energy": activation_energy,
     "exact_ablation": exact_ablation,

@@ -11,11 +11,11 @@ References: attribution patching, Nanda 2023, Syed et al. 2310.10348; for CLIP's
 
 from __future__ import annotations
 
-import torch
 from sae_lens import SAE
 from torch import Tensor
 
 from clip_lens_ext.attribution.assemble import from_entries
+from clip_lens_ext.attribution.gradients import entry_gradients
 from clip_lens_ext.attribution.results import Attribution
 from clip_lens_ext.attribution.site import ErrorTerm, Site, open_site
 from clip_lens_ext.attribution.targets import Target
@@ -40,7 +40,8 @@ def attribution_patching(
         tower: the tower whose prediction is explained.
         x: its input, or a `Site` that `open_site` made of it.
         sae: the SAE; its metadata say hook and tokens.
-        target: what is explained; several targets cost one vector-Jacobian product each.
+        target: what is explained; several targets cost at most one vector-Jacobian product of the tail each
+            (`attribution/gradients.py` says when fewer).
         hook_name, token_scope: instead of the SAE's own.
         error_term: `"kept"` (the default): what the SAE does not reconstruct stays in the activation, held constant;
             or `"dropped"`. None with a `Site` means what it was opened with.
@@ -63,24 +64,6 @@ def attribution_patching(
         torch.Size([2, 3, 5])
     """
     site = open_site(tower, x, sae, hook_name=hook_name, token_scope=token_scope, error_term=error_term)
-    gradients, prediction = tail_gradients(site, target)
-    value = site.codes.value
-    entries = value.new_zeros(len(value), len(target))
-    for part, rows in site.entry_chunks():
-        at = (site.codes.sample[part], site.codes.token[part])
-        for index, gradient in enumerate(gradients):
-            entries[part, index] = value[part] * (rows * gradient[at]).sum(dim=-1)
+    gradients, prediction = entry_gradients(site, target)
+    entries = site.codes.value[:, None] * gradients
     return from_entries(site, target, entries, prediction, "attribution_patching", per_token=per_token)
-
-
-def tail_gradients(site: Site, target: Target) -> tuple[list[Tensor], Tensor]:
-    """Gradient of each target at the SAE's tokens, `[batch token d_in]` each, and the prediction `[sample target]`."""
-    samples = torch.arange(len(site.base), device=site.base.device)
-    with torch.enable_grad():
-        rows = site.base.detach().clone().requires_grad_()
-        prediction = target(site.tail(rows, samples))
-        gradients = [
-            torch.autograd.grad(prediction[:, index].sum(), rows, retain_graph=index + 1 < len(target))[0]
-            for index in range(len(target))
-        ]
-    return gradients, prediction.detach()

@@ -23,7 +23,7 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.towers import HookedTower
 
 MIDDLE = ("vision", "plain", "blocks.0.hook_resid_post", "patches", 48)
-RESIDUAL = [i for i, site in enumerate(SITES) if "hook_resid" in site[2]]
+RESIDUAL = [i for i, site in enumerate(SITES) if site[2].split("_")[-1] in ("pre", "mid", "post", "out")]
 
 
 @pytest.mark.parametrize("times_activation", [True, False])

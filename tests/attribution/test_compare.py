@@ -22,6 +22,9 @@ from clip_lens_ext.attribution import (
     direction_target,
     exact_ablation,
     faithfulness,
+    frozen_layer_norm,
+    gradient_dropping,
+    integrated_gradients,
     logit_lens,
     logit_lens_scores,
     open_site,
@@ -32,6 +35,7 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.towers import HookedTower
 
 PATCHES = ("vision", "plain", "blocks.0.hook_resid_post", "patches", 48)
+ALL = ("vision", "plain", "blocks.0.hook_resid_post", "all", 48)  # where every method has something to say
 POOLED = ("vision", "plain", "hook_pooled", "pooled", 48)
 QUICK: dict[str, Any] = {"n_steps": 4, "k": 3, "n_bootstrap": 40, "progress": False}
 
@@ -42,7 +46,7 @@ def parts(site: Any = PATCHES, batch: int = 3) -> tuple[HookedTower, Tensor, Any
 
 
 def test_every_method_of_the_registry_can_be_called_alike() -> None:
-    tower, x, sae, target = parts()
+    tower, x, sae, target = parts(ALL)
     site = open_site(tower, x, sae)
     for name in METHODS:
         found = find_method(name)(tower, site, sae, target)
@@ -57,18 +61,32 @@ def test_every_method_of_the_registry_can_be_called_alike() -> None:
 
 
 def test_it_is_what_its_parts_are() -> None:
-    tower, x, sae, target = parts()
+    tower, x, sae, target = parts(ALL)
     found = compare(tower, x, sae, target, seed=5, **QUICK)
-    assert found.faithfulness.methods == (
-        "attribution_patching", "activation_x_logit_lens", "logit_lens", "logit_lens_of_all_latents",
+    assert found.faithfulness.methods == tuple(METHODS) == (
+        "attribution_patching", "integrated_gradients", "gradient_dropping", "frozen_layer_norm",
+        "activation_x_logit_lens", "activation_x_logit_lens_frozen_norm", "activation_x_logit_lens_embedding",
+        "logit_lens", "logit_lens_frozen_norm", "logit_lens_embedding", "logit_lens_of_all_latents",
         "activation_energy", "exact_ablation", "random",
     )  # fmt: skip
-    assert set(found.faithfulness.methods) == set(METHODS) == {*found.attributions, *found.scores}
+    assert found.faithfulness.unsigned == ("gradient_dropping",)
+    assert set(METHODS) == {*found.attributions, *found.scores}
     assert [*found.scores] == ["logit_lens_of_all_latents"]
     by_hand = {
         "attribution_patching": attribution_patching(tower, x, sae, target),
+        "integrated_gradients": integrated_gradients(tower, x, sae, target, n_steps=32),
+        "gradient_dropping": gradient_dropping(tower, x, sae, target),
+        "frozen_layer_norm": frozen_layer_norm(tower, x, sae, target),
         "activation_x_logit_lens": logit_lens(tower, x, sae, target, times_activation=True),
+        **{
+            f"activation_x_logit_lens_{variant}": logit_lens(
+                tower, x, sae, target, variant=variant, times_activation=True
+            )
+            for variant in ("frozen_norm", "embedding")
+        },
         "logit_lens": logit_lens(tower, x, sae, target),
+        **{f"logit_lens_{variant}": logit_lens(tower, x, sae, target, variant=variant)
+           for variant in ("frozen_norm", "embedding")},
         "logit_lens_of_all_latents": logit_lens_scores(tower, sae, target),
         "activation_energy": activation_energy(tower, x, sae, target),
         "exact_ablation": exact_ablation(tower, x, sae, target),
@@ -130,10 +148,15 @@ def test_an_exact_ablation_of_a_part() -> None:
 def test_what_cannot_be_had_at_a_hook_is_named() -> None:
     tower, x, sae, target = parts(POOLED)
     found = compare(tower, x, sae, target, **QUICK)
-    assert found.faithfulness.methods == ("attribution_patching", "activation_energy", "exact_ablation", "random")
-    assert [note.split(" ")[0] for note in found.notes] == [
-        "activation_x_logit_lens", "logit_lens", "logit_lens_of_all_latents",
-    ]  # fmt: skip
+    assert found.faithfulness.methods == (
+        "attribution_patching", "integrated_gradients", "activation_energy", "exact_ablation", "random",
+    )  # fmt: skip
+    left_out = [name for name in METHODS if "lens" in name or name in ("gradient_dropping", "frozen_layer_norm")]
+    assert [note.split(" ")[0] for note in found.notes] == left_out
+    assert "no LayerNorm comes after hook_pooled" in found.summary()
+    with pytest.warns(UserWarning, match="^frozen_layer_norm: no LayerNorm comes after"):
+        asked = compare(tower, x, sae, target, methods=["frozen_layer_norm"], **QUICK)  # asked for, it stays
+    assert asked.faithfulness.methods[0] == "frozen_layer_norm"
     assert "hook_pooled gives none" in found.summary()
     assert "The Logit Lens is not among the methods" in found.summary()
     with pytest.raises(InputError, match="logit_lens: the Logit Lens reads residual-stream vectors"):
@@ -146,7 +169,8 @@ def numbers(text: str) -> list[float]:
 
 def test_the_words_say_what_the_numbers_say() -> None:
     tower, x, sae, target = parts(batch=5)
-    found = compare(tower, x, sae, target, **QUICK)
+    methods = ["attribution_patching", "logit_lens", "activation_energy"]
+    found = compare(tower, x, sae, target, methods=methods, **QUICK)
     frame = found.to_frame().set_index("method")
     others = frame.drop(["exact_ablation", "random"])
     best = others.rank_correlation.idxmax()

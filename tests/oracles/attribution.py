@@ -23,6 +23,8 @@ class Explained:
         vectors: targets `[target d_embed]`.
         cosine: cosine or inner product.
         kept: whether the error term stays.
+        held: hooks whose values stay what they are on the unedited input, whatever the latents are.
+        spec: of a model that is not open_clip's.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Explained:
         *,
         cosine: bool = True,
         kept: bool = True,
+        held: Sequence[str] = (),
+        spec: oracle.Spec | None = None,
     ) -> None:
-        self.spec, self.x, self.hook, self.kept = oracle.spec_of(model), x, hook, kept
+        self.spec, self.x, self.hook, self.kept = spec or oracle.spec_of(model), x, hook, kept
         self.formula, self.vectors, self.cosine = SAEFormula(sae), vectors.double(), cosine
         self.activation = oracle.run(self.spec, x)[1][hook][0]
         if scope == "pooled":
@@ -51,9 +55,17 @@ class Explained:
         self.rows = [self.activation if token < 0 else self.activation[token] for token in self.tokens]
         self._known: dict[frozenset[int], Tensor] = {}
         self.latents = torch.stack([self.formula.encode(row) for row in self.rows])
+        self.values: dict[str, Tensor] = {}
+        self.embedding = self._run(self.latents, {})
+        self.unedited = self.values
+        self.held = {name: self.unedited[name] for name in held}
 
     def predict(self, latents: Tensor) -> Tensor:
         """Predictions `[target]` for latents `[token d_sae]`."""
+        return self.read(self._run(latents, self.held))
+
+    def _run(self, latents: Tensor, held: dict[str, Tensor]) -> Tensor:
+        """The embedding `[d_embed]`; `self.values` are those of this run."""
 
         def replace(value: Tensor) -> Tensor:
             out = value.clone()
@@ -65,7 +77,12 @@ class Explained:
                 out[(0,) if token < 0 else (0, token)] = new
             return out
 
-        embedding = oracle.run(self.spec, self.x, {self.hook: replace})[0][0]
+        constant = {name: (lambda value, kept=kept: kept) for name, kept in held.items()}
+        embedding, self.values = oracle.run(self.spec, self.x, {self.hook: replace, **constant})
+        return embedding[0]
+
+    def read(self, embedding: Tensor) -> Tensor:
+        """Predictions `[target]` of an embedding."""
         predictions = []
         for vector in self.vectors:
             product = float((embedding * vector).sum())
@@ -86,8 +103,52 @@ class Explained:
         direction = torch.zeros_like(self.latents)
         where = slice(None) if token is None else slice(token, token + 1)
         direction[where, latent] = self.latents[where, latent]
-        ends = {k: self.predict(self.latents + k * step * direction) for k in (-2, -1, 1, 2)}
+        return self.along(self.latents, direction, step)
+
+    def along(self, at: Tensor, direction: Tensor, step: float = 1e-4) -> Tensor:
+        """Derivative of the predictions along a direction of the latents, by the five-point rule, `[target]`."""
+        ends = {k: self.predict(at + k * step * direction) for k in (-2, -1, 1, 2)}
         return (8 * (ends[1] - ends[-1]) - (ends[2] - ends[-2])) / (12 * step)
+
+    def integrated(self, latent: int, baseline: Tensor, n_interval: int = 6) -> Tensor:
+        """Integral over the path from `baseline` `[token d_sae]` of `(z - z0) dy/dz` of one latent, `[target]`.
+
+        Bode's rule on each of `n_interval` parts of the path: not the nodes of the code under test.
+        """
+        whole = self.latents - baseline
+        own = torch.zeros_like(whole)
+        own[:, latent] = whole[:, latent]
+        total = torch.zeros(len(self.vectors), dtype=torch.float64)
+        for part in range(n_interval):
+            for node, weight in enumerate((7, 32, 12, 32, 7)):
+                at = (part + node / 4) / n_interval
+                total = total + weight / 90 / n_interval * self.along(baseline + at * whole, own)
+        return total
+
+    def direct(self, latent: int, token: int, step: float = 1.0) -> Tensor:
+        """What one unit of a latent at one token adds to the predictions through the stream alone, `[target]`.
+
+        Its row is added to the stream after the last block, where the final LayerNorm's scale is held; the embedding
+        moves by a straight line, of which each target is read with the length of the embedding held.
+        """
+        nothing = torch.zeros_like(self.latents[0])
+        one = nothing.clone()
+        one[latent] = 1
+        row = self.rows[token]
+        write = self.formula.decode(one, row) - self.formula.decode(nothing, row)
+        scale = self.unedited["ln_final.hook_scale"]
+        last = f"blocks.{self.spec.n_layers - 1}.hook_resid_post"
+        assert self.kept or self.hook != last, "values are those before an edit"
+        stream = self.unedited[last].clone()
+        stream[0, self.tokens[token]] += step * write
+        edits = {last: lambda value: stream, "ln_final.hook_scale": lambda value: scale}
+        moved = oracle.run(self.spec, self.x, edits)[0][0] - self.embedding
+        length = math.sqrt(float((self.embedding**2).sum()))
+        found = []
+        for vector in self.vectors:
+            own = math.sqrt(float((vector**2).sum())) * length if self.cosine else 1.0
+            found.append(float((moved * vector).sum()) / own / step)
+        return torch.tensor(found, dtype=torch.float64)
 
     def ablation(self, latent: int) -> Tensor:
         """`y(as is) - y(latent set to zero at every token)`, `[target]`."""

@@ -31,6 +31,14 @@ SITES: list[Site] = [
     ("text", "module", "blocks.2.hook_resid_post", "all", 40),
     ("text", "last", "blocks.2.hook_resid_pre", "all", 40),
     ("text", "unprojected", "hook_pooled", "pooled", 40),
+    # What a block adds to the stream, with layer scale and without.
+    ("vision", "plain", "blocks.0.hook_attn_out", "patches", 48),
+    ("vision", "average", "blocks.0.hook_mlp_out", "all", 48),
+    ("vision", "plain", "blocks.1.hook_attn_out", "cls", 48),
+    ("vision", "late_norm", "blocks.1.hook_mlp_out", "cls", 48),
+    ("text", "eos", "blocks.1.hook_attn_out", "eot", 40),
+    ("text", "flattened", "blocks.2.hook_mlp_out", "eot", 40),
+    ("text", "last", "blocks.2.hook_mlp_out", "all", 40),
 ]
 IDS = ["-".join(site[:4]) for site in SITES]
 
