@@ -110,7 +110,7 @@ def _sum_of_squares(gram: Tensor, mask: Tensor, second: Tensor) -> Tensor:
 
 
 def _move_one(gram: Tensor, mask: Tensor, second: Tensor) -> Tensor:
-    """Every clustering with the one sample moved whose move lowers its sum of squares most; some of Lloyd's ends have one.
+    """Every clustering with that sample moved whose move lowers its sum of squares most; the same where none does.
 
     Moving a sample at squared distance `d` from its cluster's centroid to the other, at `e`, lowers the sum by
     `d * a / (a - 1) - e * b / (b + 1)`, with the clusters' sizes `a` and `b` before.
