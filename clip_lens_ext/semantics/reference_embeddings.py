@@ -209,7 +209,7 @@ def embed_references(
             f"{len(missing)} of {len(sample)} reference samples are not in these images, the first {first!r}{reasons}: "
             "pass the data that collect_references read, in the same order"
         )
-    row = torch.where(wanted >= 0, torch.searchsorted(sample, wanted), -1)
+    row = torch.where(wanted >= 0, torch.searchsorted(sample, wanted.contiguous()), -1)
     provenance = {**references.provenance, "judge": judge.model_name, "judge_tower": tower}
     activity = references.activity
     lowest = torch.where(activity.n_active < activity.n_samples, 0.0, activity.least)

@@ -82,7 +82,8 @@ class EmptyPrompt:
     def directions(self, embeddings: ReferenceEmbeddings, terms: TermEmbeddings) -> Directions:
         """The mean embedding of each latent, and its cosine with the empty prompt."""
         mean = embeddings.mean(normalize=self.mean == "unit")
-        greatest = embeddings.vectors.norm(dim=1).amax() if len(embeddings.vectors) else torch.tensor(1.0)
+        length = embeddings.vectors.norm(dim=1)
+        greatest = length[length.isfinite()].amax() if length.isfinite().any() else length.new_ones(())
         # A mean that cancels leaves rounding of the size of its terms, which points anywhere.
         slack = 10 * torch.finfo(mean.dtype).eps * (1.0 if self.mean == "unit" else greatest)
         defined = mean.isfinite().all(dim=1) & (mean.norm(dim=1) > slack)

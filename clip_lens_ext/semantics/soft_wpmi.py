@@ -69,7 +69,9 @@ class SoftWPMI:
         normaliser = torch.cat([part.logsumexp(dim=1) for part in logits])[:, None]
         latents = defined.nonzero().flatten()
         row = embeddings.row[latents]
-        membership = self.first - torch.arange(row.shape[1]) / row.shape[1] * (self.first - self.last)
+        membership = self.first - torch.arange(row.shape[1], dtype=images.dtype) / row.shape[1] * (
+            self.first - self.last
+        )
         membership = membership.to(images)[None, :, None]
         there = (row >= 0)[..., None].to(images)
         # Probabilities of all embedded images, and logarithms of all latents, for so many terms at a time.
