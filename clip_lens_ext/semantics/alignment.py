@@ -55,7 +55,7 @@ def align(
             other settings.
         sae: for `"decoder"`.
         n_labels: how many terms to keep for each latent; the second one gives the margin.
-        k: only the first `k` references of each latent.
+        k: only the first `k` references of each latent, for `References`; not for `"decoder"`, which reads none.
         preprocess: instead of the judge's own.
         cache_dir: keep the term embeddings in this folder.
         batch_size: samples in a batch that the judge embeds.
@@ -90,38 +90,25 @@ def align(
     if not isinstance(vocabulary, Vocabulary):
         raise InputError(f"vocabulary is a {type(vocabulary).__name__}: make one, as with Vocabulary.from_terms([...])")
     chosen = _scorer(scorer, sae)
-    embeddings = references if isinstance(references, ReferenceEmbeddings) else None
-    if isinstance(chosen, DecoderProjection):
-        _check_sae(chosen.sae, references)
-    elif embeddings is None:
-        assert isinstance(references, References)
-        if images is None:
-            raise InputError("pass images=, the data that the references were collected from")
-        embeddings = embed_references(
-            references, images, judge, k=k, preprocess=preprocess, batch_size=batch_size, progress=progress
-        )
-    if embeddings is not None and not isinstance(chosen, DecoderProjection):
-        if embeddings.judge != judge.model_name:
-            raise InputError(f"the references were embedded by {embeddings.judge!r}, and the judge is "
-                             f"{judge.model_name!r}: both have to be one model")  # fmt: skip
-        if k is not None and embeddings is references:
-            raise InputError("k= is for embed_references: these references are embedded already")
-    terms = vocabulary.embed(judge, cache_dir=cache_dir, progress=progress)
-    n_references = (references.row if isinstance(references, ReferenceEmbeddings) else references.sample[:, :k]).ge(0)
-    n_references = n_references.sum(dim=1) if embeddings is None else embeddings.n_references
     directions: Directions | None = None
-    if isinstance(chosen, SoftWPMI):
-        assert embeddings is not None
+    if isinstance(chosen, DecoderProjection):
+        _check_sae(chosen.sae, references, judge)
+        terms = vocabulary.embed(judge, cache_dir=cache_dir, progress=progress)
+        n_references = (_places(references) >= 0).sum(dim=1)
+        directions = chosen.directions(judge, references.hook_name)
+    else:
+        embeddings = _embedded(references, judge, images, k, preprocess, batch_size, progress)
+        terms = vocabulary.embed(judge, cache_dir=cache_dir, progress=progress)
+        n_references = embeddings.n_references
+        if isinstance(chosen, EmptyPrompt):
+            directions = chosen.directions(embeddings, terms)
+    if directions is None:
+        assert isinstance(chosen, SoftWPMI)
         defined = (n_references > 0) & _have_direction(embeddings)
         blocks = chosen.blocks(embeddings, terms, defined)
     else:
-        if isinstance(chosen, DecoderProjection):
-            directions = chosen.directions(judge, references.hook_name)
-        else:
-            assert embeddings is not None
-            directions = chosen.directions(embeddings, terms)
-        directions = directions._replace(defined=directions.defined & (n_references > 0))
-        defined = directions.defined
+        defined = directions.defined & (n_references > 0)
+        directions = directions._replace(defined=defined)
         blocks = directions.blocks(terms.vectors.to(directions.unit))
     top = _TopTerms(references.d_sae, min(n_labels, len(terms)), terms.vectors.dtype)
     with tqdm(total=int(defined.sum()) * len(terms), desc="aligning", unit="score", unit_scale=True,
@@ -138,7 +125,7 @@ def align(
         judge.model_name, vocabulary.fingerprint, references.hook_name, references.token_scope, chosen.settings(),
         provenance, None if directions is None else directions.unit.masked_fill(~defined[:, None], torch.nan),
         None if directions is None else directions.baseline.masked_fill(~defined, torch.nan),
-        None if directions is None else terms.vectors,
+        None if directions is None else terms.vectors.to(directions.unit),
     )  # fmt: skip
 
 
@@ -156,12 +143,47 @@ def _scorer(scorer: str | Scorer, sae: SAE | None) -> Scorer:
     return by_name[scorer]()
 
 
-def _check_sae(sae: SAE, references: References | ReferenceEmbeddings) -> None:
+def _places(references: References | ReferenceEmbeddings) -> Tensor:
+    return references.row if isinstance(references, ReferenceEmbeddings) else references.sample
+
+
+def _embedded(
+    references: References | ReferenceEmbeddings,
+    judge: HookedCLIP,
+    images: Any,
+    k: int | None,
+    preprocess: Preprocess | None,
+    batch_size: int,
+    progress: bool,
+) -> ReferenceEmbeddings:
+    """The references as the judge embeds them, or has embedded them."""
+    if isinstance(references, References):
+        if images is None:
+            raise InputError("pass images=, the data that the references were collected from")
+        return embed_references(
+            references, images, judge, k=k, preprocess=preprocess, batch_size=batch_size, progress=progress
+        )
+    if references.judge != judge.model_name:
+        raise InputError(
+            f"the references were embedded by {references.judge!r}, and the judge is {judge.model_name!r}: both have "
+            "to be one model"
+        )
+    if k is not None:
+        raise InputError("k= is for embed_references: these references are embedded already")
+    return references
+
+
+def _check_sae(sae: SAE, references: References | ReferenceEmbeddings, judge: HookedCLIP) -> None:
     known, found = references.provenance.get("sae_sha256"), sae.cfg.metadata.sha256
     if sae.cfg.d_sae != references.d_sae or (known is not None and found is not None and known != found):
         raise InputError(
             f"the references are of another SAE ({references.d_sae} latents, sha256 {known}) than sae= "
             f"({sae.cfg.d_sae} latents, sha256 {found})"
+        )
+    if references.provenance.get("model") != judge.model_name:
+        raise InputError(
+            f"the scorer 'decoder' reads the SAE's own model, {references.provenance.get('model')!r}: it cannot be "
+            f"judged by {judge.model_name!r}"
         )
 
 

@@ -82,11 +82,11 @@ class EmptyPrompt:
     def directions(self, embeddings: ReferenceEmbeddings, terms: TermEmbeddings) -> Directions:
         """The mean embedding of each latent, and its cosine with the empty prompt."""
         mean = embeddings.mean(normalize=self.mean == "unit")
-        length = embeddings.vectors.norm(dim=1)
-        greatest = length[length.isfinite()].amax() if length.isfinite().any() else length.new_ones(())
+        length = embeddings.vectors.norm(dim=1) if self.mean == "raw" else embeddings.vectors.new_ones(1)
+        own = length.expand(len(embeddings.vectors))[embeddings.row.clamp(min=0)]
+        greatest = own.masked_fill(embeddings.row < 0, 0).amax(dim=1)
         # A mean that cancels leaves rounding of the size of its terms, which points anywhere.
-        slack = 10 * torch.finfo(mean.dtype).eps * (1.0 if self.mean == "unit" else greatest)
-        defined = mean.isfinite().all(dim=1) & (mean.norm(dim=1) > slack)
+        defined = mean.isfinite().all(dim=1) & (mean.norm(dim=1) > 10 * torch.finfo(mean.dtype).eps * greatest)
         unit = torch.where(defined[:, None], F.normalize(mean, dim=1), 0)
         return Directions(unit, unit @ terms.empty.to(unit), defined)
 

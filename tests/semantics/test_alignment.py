@@ -171,6 +171,9 @@ def test_decoder_of_the_wrong_sae(clip: HookedCLIP, pixels: Tensor, references: 
     small = build_sae("topk", 48, "blocks.0.hook_resid_post", "patches", tower="vision", d_sae=20)
     with pytest.raises(InputError, match="of another SAE"):
         run(references, vocabulary, clip, scorer="decoder", sae=small)
+    own = build_sae("topk", 48, "blocks.0.hook_resid_post", "patches", tower="vision")
+    with pytest.raises(InputError, match="the SAE's own model, 'tiny': it cannot be judged by 'other'"):
+        run(references, vocabulary, tiny_clip(name="other"), scorer="decoder", sae=own)
     pooled = build_sae("topk", 48, "hook_pooled", "pooled", tower="vision")
     found = collect_references(clip.vision, pixels[:4], pooled, k=2, progress=False)
     with pytest.raises(InputError, match="reads residual-stream vectors"):
@@ -276,6 +279,17 @@ def test_frame(clip: HookedCLIP, embeddings: ReferenceEmbeddings, vocabulary: Vo
     assert alone.margin.isnan().all()
     assert alone.to_frame().second.isna().all()
     assert set(alone.labels) == {"dog", None}
+
+
+def test_one_huge_embedding_does_not_unlabel_the_others(
+    clip: HookedCLIP, embeddings: ReferenceEmbeddings, vocabulary: Vocabulary
+) -> None:
+    vectors = embeddings.vectors.float()
+    vectors[0] *= 1e9
+    found = run(replace(embeddings, vectors=vectors), vocabulary, clip)
+    assert [label is not None for label in found.labels] == (embeddings.n_references > 0).tolist()
+    latent = int((found.n_references > 0).nonzero()[0])
+    assert math.isfinite(found.score_of(latent, "cat"))  # embeddings in float32, terms in float64
 
 
 @pytest.mark.parametrize("scorer", ["empty_prompt", "soft_wpmi"])
