@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -200,8 +200,8 @@ class Vocabulary:
             raise InputError(f"lemmas is 'first' or 'all', got {lemmas!r}")
         wordnet = read_wordnet(folder, part_of_speech=part_of_speech)
         terms = list(wordnet.terms(lemmas=lemmas))
-        senses = {term: wordnet.senses(term) for term in terms}
-        return _make(terms, templates, empty_prompt, senses, f"WordNet {part_of_speech}s", warn=False)
+        found = _make(terms, templates, empty_prompt, {}, f"WordNet ({part_of_speech})", warn=False)
+        return replace(found, senses=wordnet.by_word(terms))
 
     @classmethod
     def common_words(

@@ -7,7 +7,7 @@ package, which lacks the file `lexnames` that NLTK's reader insists on. Only `in
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -92,6 +92,10 @@ class WordNet:
                     seen.add(word)
                     yield word
 
+    def by_word(self, words: Sequence[str]) -> Mapping[str, tuple[Sense, ...]]:
+        """The senses of words that it knows, looked up when they are asked for: all hypernyms of all take a while."""
+        return _SensesByWord(self, words)
+
     def _sense(self, offset: int) -> Sense:
         if offset not in self._senses:
             above: dict[int, None] = {}
@@ -110,6 +114,24 @@ class WordNet:
         lemma = self._synsets[offset].lemmas[0].lower()
         number = self._index[lemma].index(offset) + 1
         return f"{lemma}.{self._synsets[offset].kind}.{number:02d}"
+
+
+class _SensesByWord(Mapping[str, tuple[Sense, ...]]):
+    """A mapping from words to their senses, which are made when they are asked for."""
+
+    def __init__(self, wordnet: WordNet, words: Sequence[str]) -> None:
+        self._wordnet, self._words = wordnet, dict.fromkeys(word for word in words if word in wordnet)
+
+    def __getitem__(self, word: str) -> tuple[Sense, ...]:
+        if word not in self._words:
+            raise KeyError(word)
+        return self._wordnet.senses(word)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._words)
+
+    def __len__(self) -> int:
+        return len(self._words)
 
 
 def read_wordnet(folder: str | os.PathLike[str] | None = None, *, part_of_speech: PartOfSpeech = "noun") -> WordNet:

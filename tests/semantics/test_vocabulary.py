@@ -153,7 +153,7 @@ def test_a_damaged_or_stale_cache_is_noticed(clip: HookedCLIP, tmp_path: Path, f
         path.write_bytes(b"<html>" * 99)
     elif fault == "flipped":
         where = content.rindex(good.vectors[3].numpy().tobytes())
-        content[where + 7] ^= 1  # one bit of one number
+        content[where] ^= 1  # the last bit of one number
         path.write_bytes(content)
     elif fault == "other model":
         embed(Vocabulary.from_terms(TERMS), tiny_clip(seed=1)).save(path)

@@ -86,6 +86,11 @@ def test_vocabulary(tmp_path: Path) -> None:
     )  # fmt: skip
     assert len(found.senses["crane"]) == 3  # all senses, also those that name another lemma first
     assert found.senses["red crane"][0].lemmas == ("red crane",)
+    assert sorted(found.senses) == sorted(found.terms)
+    assert len(found.senses) == len(found)
+    assert "derrick" not in found.senses  # a word of WordNet, and no term here
+    both = Vocabulary.from_terms(["bird", "xyz"], templates=found.templates).union(found)
+    assert both.senses["crane"] == found.senses["crane"]
     whole = Vocabulary.wordnet(os.fspath(folder), lemmas="all")
     assert set(whole.terms) - set(found.terms) == {"physical object", "derrick"}
     assert whole.repeated == ()
