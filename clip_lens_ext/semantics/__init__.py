@@ -1,5 +1,50 @@
-"""What a latent means."""
+"""What a latent means: its most activating samples, its label, and how clear that is."""
 
+from clip_lens_ext.semantics.activity import LatentActivity
+from clip_lens_ext.semantics.alignment import align
+from clip_lens_ext.semantics.clarity import clarity
+from clip_lens_ext.semantics.crops import ReferenceCrops, crop_references
+from clip_lens_ext.semantics.labels import Alignment, Label, LabelUniqueness, label_uniqueness
+from clip_lens_ext.semantics.latent_scores import LatentScores
+from clip_lens_ext.semantics.monosemanticity import monosemanticity
+from clip_lens_ext.semantics.polysemanticity import polysemanticity
+from clip_lens_ext.semantics.redundancy import redundancy
+from clip_lens_ext.semantics.reference_embeddings import ReferenceEmbeddings, embed_references
 from clip_lens_ext.semantics.references import LatentReferences, References, collect_references
+from clip_lens_ext.semantics.scorers import DecoderProjection, EmptyPrompt
+from clip_lens_ext.semantics.soft_wpmi import SoftWPMI
+from clip_lens_ext.semantics.streaming import StreamingClarity, StreamingMonosemanticity
+from clip_lens_ext.semantics.term_embeddings import TermEmbeddings
+from clip_lens_ext.semantics.vocabulary import Vocabulary
+from clip_lens_ext.semantics.wordnet import Sense, WordNet, read_wordnet
 
-__all__ = ["LatentReferences", "References", "collect_references"]
+__all__ = [
+    "Alignment",
+    "DecoderProjection",
+    "EmptyPrompt",
+    "Label",
+    "LabelUniqueness",
+    "LatentActivity",
+    "LatentReferences",
+    "LatentScores",
+    "ReferenceCrops",
+    "ReferenceEmbeddings",
+    "References",
+    "Sense",
+    "SoftWPMI",
+    "StreamingClarity",
+    "StreamingMonosemanticity",
+    "TermEmbeddings",
+    "Vocabulary",
+    "WordNet",
+    "align",
+    "clarity",
+    "collect_references",
+    "crop_references",
+    "embed_references",
+    "label_uniqueness",
+    "monosemanticity",
+    "polysemanticity",
+    "read_wordnet",
+    "redundancy",
+]

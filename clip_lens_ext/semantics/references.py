@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +20,16 @@ from tqdm.auto import tqdm
 from clip_lens_ext.data import Preprocess, Skipped, image_batches
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import versions
-from clip_lens_ext.saes.codes import SparseCodes, encode
+from clip_lens_ext.saes.codes import encode
+from clip_lens_ext.semantics.activity import ActivityCount, LatentActivity
+from clip_lens_ext.semantics.files import not_written, read, write
+from clip_lens_ext.semantics.peaks import TopSamples, greatest, peaks
 from clip_lens_ext.towers.positions import TokenScope
 from clip_lens_ext.towers.tower import HookedTower
+
+_TENSORS = ("sample", "activation", "position", "indexes", "latents")
+_ACTIVITY = ("n_active", "total", "least", "greatest")
+_FIELDS = ("n_samples", "hook_name", "token_scope", "provenance")
 
 
 class LatentReferences(NamedTuple):
@@ -35,7 +43,7 @@ class LatentReferences(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """The top `k` samples of every latent.
+    """The top `k` samples of every latent, and how often and how strongly it is active.
 
     Attributes:
         sample: which sample, `[d_sae k]`, counting the readable ones in order; -1 where a latent has fewer than `k`.
@@ -49,6 +57,7 @@ class References:
         skipped: what could not be read.
         latents: those that were collected, sorted; None means all.
         provenance: model, SAE hash, data fingerprint, versions.
+        activity: statistics of every latent over all samples; zeros where a latent was not collected.
     """
 
     sample: Tensor
@@ -62,6 +71,7 @@ class References:
     skipped: tuple[Skipped, ...]
     latents: Tensor | None
     provenance: dict[str, Any]
+    activity: LatentActivity
 
     @property
     def k(self) -> int:
@@ -75,8 +85,10 @@ class References:
 
     def __repr__(self) -> str:
         found = int((self.sample[:, 0] >= 0).sum())
-        return (f"References(top {self.k} of {self.n_samples} samples, {found} of {self.d_sae} latents active, "
-                f"{self.hook_name}, {self.token_scope} tokens)")
+        return (
+            f"References(top {self.k} of {self.n_samples} samples, {found} of {self.d_sae} latents active, "
+            f"{self.hook_name}, {self.token_scope} tokens)"
+        )
 
     def of(self, latent: int) -> LatentReferences:
         """The references of one latent, without padding; empty where no sample activates it.
@@ -87,8 +99,10 @@ class References:
         if not 0 <= latent < self.d_sae:
             raise InputError(f"latents are 0 to {self.d_sae - 1}, got {latent}")
         if self.latents is not None and latent not in self.latents:
-            raise InputError(f"latent {latent} was not collected: collect_references was asked for {len(self.latents)} "
-                             f"of {self.d_sae} latents")
+            raise InputError(
+                f"latent {latent} was not collected: collect_references was asked for {len(self.latents)} "
+                f"of {self.d_sae} latents"
+            )
         filled = self.sample[latent] >= 0
         sample = self.sample[latent][filled]
         names = tuple(self.names[i] for i in sample.tolist())
@@ -109,21 +123,76 @@ class References:
             raise InputError(f"these references cannot be merged, they differ in {differ}")
         n_read = self.n_samples + len(self.skipped)
         shifted = torch.where(other.sample >= 0, other.sample + self.n_samples, -1)
-        activation, sample, position = _greatest(
-            torch.cat([self.activation, other.activation], dim=1), torch.cat([self.sample, shifted], dim=1),
-            torch.cat([self.position, other.position], dim=1), self.k,
+        activation, sample, position = greatest(
+            torch.cat([self.activation, other.activation], dim=1),
+            torch.cat([self.sample, shifted], dim=1),
+            torch.cat([self.position, other.position], dim=1),
+            self.k,
         )
         both = "+".join(str(one.provenance["data_fingerprint"]) for one in (self, other))
         return References(
-            sample, activation, position, self.n_samples + other.n_samples, self.names + other.names,
-            torch.cat([self.indexes, other.indexes + n_read]), self.hook_name, self.token_scope,
-            self.skipped + other.skipped, self.latents, {**self.provenance, "data_fingerprint": both},
+            sample,
+            activation,
+            position,
+            self.n_samples + other.n_samples,
+            self.names + other.names,
+            torch.cat([self.indexes, other.indexes + n_read]),
+            self.hook_name,
+            self.token_scope,
+            self.skipped + other.skipped,
+            self.latents,
+            {**self.provenance, "data_fingerprint": both},
+            self.activity.merge(other.activity),
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file; what is no tensor is JSON in it."""
+        write(
+            path,
+            "References",
+            {name: getattr(self, name) for name in _TENSORS}
+            | {name: getattr(self.activity, name) for name in _ACTIVITY},
+            {name: getattr(self, name) for name in _FIELDS},
+            {"names": self.names, "skipped": [[skip.name, skip.reason] for skip in self.skipped]},
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> References:
+        """Read a file that `save` wrote.
+
+        Raises:
+            LoadError: no such file, a damaged one, or one that holds something else.
+        """
+        tensors, fields, texts = read(path, "References")
+        try:
+            activity = LatentActivity(**{name: tensors.pop(name) for name in _ACTIVITY}, n_samples=fields["n_samples"])
+            found = cls(
+                **fields,
+                **{"latents": None, **tensors},
+                names=tuple(texts["names"]),
+                skipped=tuple(Skipped(*skip) for skip in texts["skipped"]),
+                activity=activity,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise not_written(path, "References", error) from error
+        found._check(path)
+        return found
+
+    def _check(self, path: str | Path) -> None:
+        shapes = {tuple(value.shape) for value in (self.sample, self.activation, self.position)}
+        counts = {len(self.names), len(self.indexes), self.n_samples}
+        sizes = {len(value) for value in (self.sample, self.activity.n_active, self.activity.total)}
+        if len(shapes) > 1 or len(counts) > 1 or len(sizes) > 1 or int(self.sample.max()) >= self.n_samples:
+            raise not_written(path, "References", "its parts do not fit together")
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "hook_name": self.hook_name, "token_scope": self.token_scope, "d_sae": self.d_sae, "k": self.k,
-            "model": self.provenance["model"], "sae_sha256": self.provenance["sae_sha256"],
+            "hook_name": self.hook_name,
+            "token_scope": self.token_scope,
+            "d_sae": self.d_sae,
+            "k": self.k,
+            "model": self.provenance["model"],
+            "sae_sha256": self.provenance["sae_sha256"],
             "latents": None if self.latents is None else self.latents.tolist(),
         }
 
@@ -177,7 +246,8 @@ def collect_references(
     d_sae = sae.cfg.d_sae
     wanted = None if latents is None else _wanted(latents, d_sae)
     batches = image_batches(data, preprocess=preprocess, batch_size=batch_size)
-    top = _TopSamples(d_sae, k, wanted)
+    top, count = TopSamples(d_sae, k), ActivityCount(d_sae)
+    keep = None if wanted is None else torch.zeros(d_sae, dtype=torch.bool).index_fill(0, wanted, True)
     names: list[str] = []
     indexes: list[int] = []
     scope = ""
@@ -187,7 +257,9 @@ def collect_references(
             x = batch.pixels.to(cfg.device)
             x = x.to(cfg.dtype) if x.is_floating_point() else x
             codes = encode(tower, x, sae, hook_name=hook_name, token_scope=token_scope)
-            top.update(codes, first=len(names))
+            found = peaks(codes, keep)
+            top.update(found, first=len(names))
+            count.update(found.latent, found.activation, n_samples=len(batch.names))
             hook_name, scope = codes.hook_name, codes.token_scope
             names += batch.names
             indexes += batch.indexes
@@ -195,10 +267,27 @@ def collect_references(
             if batches.skipped:
                 bar.set_postfix(skipped=len(batches.skipped))
     metadata = sae.cfg.metadata
-    provenance = {"model": tower.cfg.model_name, "sae_sha256": metadata.sha256, "sae_format": metadata.format,
-                  "data_fingerprint": batches.fingerprint, "versions": versions()}
-    return References(top.sample, top.activation, top.position, len(names), tuple(names), torch.tensor(indexes),
-                      str(hook_name), scope, tuple(batches.skipped), wanted, provenance)
+    provenance = {
+        "model": tower.cfg.model_name,
+        "sae_sha256": metadata.sha256,
+        "sae_format": metadata.format,
+        "data_fingerprint": batches.fingerprint,
+        "versions": versions(),
+    }
+    return References(
+        top.sample,
+        top.activation,
+        top.position,
+        len(names),
+        tuple(names),
+        torch.tensor(indexes),
+        str(hook_name),
+        scope,
+        tuple(batches.skipped),
+        wanted,
+        provenance,
+        count.result(),
+    )
 
 
 def _wanted(latents: Sequence[int] | Tensor, d_sae: int) -> Tensor:
@@ -209,60 +298,3 @@ def _wanted(latents: Sequence[int] | Tensor, d_sae: int) -> Tensor:
     if int(wanted[0]) < 0 or int(wanted[-1]) >= d_sae:
         raise InputError(f"latents are 0 to {d_sae - 1}, got {int(wanted[0])} to {int(wanted[-1])}")
     return wanted
-
-
-class _TopSamples:
-    """The running top `k` of every latent, `[d_sae k]` on the CPU."""
-
-    def __init__(self, d_sae: int, k: int, wanted: Tensor | None) -> None:
-        self.k = k
-        self.sample = torch.full((d_sae, k), -1)
-        self.activation = torch.zeros(d_sae, k)
-        self.position = torch.full((d_sae, k), -1)
-        self._keep = None if wanted is None else torch.zeros(d_sae, dtype=torch.bool).index_fill(0, wanted, True)
-
-    def update(self, codes: SparseCodes, first: int) -> None:
-        """Take in the codes of a batch whose first sample has number `first`."""
-        sample, latent, activation, position = _peaks(codes, self._keep)
-        if len(sample) == 0:
-            return
-        # Greatest first within each latent; both sorts are stable, so equal ones stay in the order of samples.
-        order = activation.argsort(descending=True, stable=True)
-        order = order[latent[order].argsort(stable=True)]
-        sample, latent, activation, position = (column[order] for column in (sample, latent, activation, position))
-        found, row, count = latent.unique_consecutive(return_inverse=True, return_counts=True)
-        place = torch.arange(len(latent)) - (count.cumsum(0) - count)[row]
-        kept = place < self.k
-        row, place = row[kept], place[kept]
-        width = int(place.max()) + 1
-        new_sample, new_position = (torch.full((len(found), width), -1) for _ in range(2))
-        new_activation = torch.zeros(len(found), width)
-        new_sample[row, place] = sample[kept] + first
-        new_activation[row, place] = activation[kept]
-        new_position[row, place] = position[kept]
-        self.activation[found], self.sample[found], self.position[found] = _greatest(
-            torch.cat([self.activation[found], new_activation], dim=1),
-            torch.cat([self.sample[found], new_sample], dim=1),
-            torch.cat([self.position[found], new_position], dim=1), self.k,
-        )
-
-
-def _peaks(codes: SparseCodes, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Each (sample, latent) pair with a positive activation, sorted by sample: its greatest activation, and where."""
-    positions = codes.position.to(codes.token.device)[codes.sample, codes.token]
-    chosen = codes.value > 0
-    if keep is not None:
-        chosen &= keep.to(chosen.device)[codes.latent]
-    keys, pair = torch.unique(codes.sample[chosen] * codes.d_sae + codes.latent[chosen], return_inverse=True)
-    value, positions = codes.value[chosen].float(), positions[chosen]
-    activation = value.new_zeros(len(keys)).scatter_reduce_(0, pair, value, "amax")
-    at_peak = value == activation[pair]
-    position = positions.new_full((len(keys),), torch.iinfo(positions.dtype).max)
-    position.scatter_reduce_(0, pair[at_peak], positions[at_peak], "amin")
-    return (keys // codes.d_sae).cpu(), (keys % codes.d_sae).cpu(), activation.cpu(), position.cpu()
-
-
-def _greatest(activation: Tensor, sample: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `k` greatest of each row; equal ones in the order in which they stand. Padding has activation 0."""
-    order = activation.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return activation.gather(1, order), sample.gather(1, order), position.gather(1, order)

@@ -12,7 +12,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from clip_lens_ext.errors import HookNameError, InputError
 from clip_lens_ext.saes.codes import SparseCodes, encode
 from clip_lens_ext.semantics import References, collect_references
-from clip_lens_ext.semantics.references import _TopSamples
+from clip_lens_ext.semantics.peaks import TopSamples, peaks
 from clip_lens_ext.towers import HookedTower
 
 HOOK, D_SAE = "blocks.0.hook_resid_post", 40
@@ -117,8 +117,8 @@ def test_ties_go_to_the_first_sample_and_the_first_token(tower, pixels, sae):
             if sample >= 6:
                 assert samples[place - 1] == sample - 6
     codes = codes_of({(0, 1, 3): 2.0, (0, 2, 3): 2.0, (1, 0, 3): 2.0})
-    top = _TopSamples(D_SAE, 2, None)
-    top.update(codes, first=10)
+    top = TopSamples(D_SAE, 2)
+    top.update(peaks(codes), first=10)
     assert top.sample[3].tolist() == [10, 11]
     assert top.position[3].tolist() == [1, 0]
 
@@ -131,8 +131,8 @@ def codes_of(entries: dict[tuple[int, int, int], float]) -> SparseCodes:
 
 
 def test_an_activation_that_is_not_positive_is_no_reference():
-    top = _TopSamples(D_SAE, 2, None)
-    top.update(codes_of({(0, 1, 3): -2.0, (1, 0, 3): -1.0, (1, 2, 3): 0.5}), first=0)
+    top = TopSamples(D_SAE, 2)
+    top.update(peaks(codes_of({(0, 1, 3): -2.0, (1, 0, 3): -1.0, (1, 2, 3): 0.5})), first=0)
     assert top.sample[3].tolist() == [1, -1]
     assert top.position[3].tolist() == [2, -1]
     assert top.activation[3].tolist() == [0.5, 0.0]
