@@ -47,12 +47,14 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.curves
+	$(BIN)/python -m benchmarks.rivals
+	$(BIN)/python -m benchmarks.semantics
 	$(BIN)/python -m benchmarks.planted
 	$(BIN)/python -m benchmarks.transcripts
 
 real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the folder with its weights script and photos
 	$(BIN)/python -m benchmarks.real_saes --data $(REAL)
-	$(BIN)/python -m benchmarks.real_clip --data $(REAL)
+	$(BIN)/python -m benchmarks.real_attribution --data $(REAL)
 
 models: $(VENV)/.dev  ## builds every model of open_clip without weights, and writes which hooks it has into docs/models.md, and the SAE formats
 	$(BIN)/python -m benchmarks.models

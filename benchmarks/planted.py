@@ -19,7 +19,7 @@ from clip_lens_ext.planted.store import read_clip
 PLANTED_PAGE = PAGE.parent / "planted_world.md"
 VISION_HOOKS = ("blocks.2.hook_resid_post", "blocks.3.hook_resid_post")
 TEXT_HOOK = "blocks.1.hook_resid_post"
-N_STEPS, SHOWN_STEPS = 8, (0, 1, 2, 4, 8)
+N_STEPS = 8
 
 
 def accuracy(clip: cle.HookedCLIP, world: cle.PlantedWorld) -> str:
@@ -84,7 +84,7 @@ def main() -> None:
         ]
         parts += [
             f"**Pictures.** {quality('vision', sae)} {args.samples} test pictures, each with its own prompt.",
-            method_table(found, SHOWN_STEPS),
+            method_table(found),
         ]
     sae = cle.planted_sae(TEXT_HOOK, tower="text")
     assert clip.text is not None  # the planted model has both towers
@@ -97,8 +97,9 @@ def main() -> None:
     ]
     parts += [
         f"**Captions.** {quality('text', sae)} The captions of the same pictures, each with its picture's embedding.",
-        method_table(found, SHOWN_STEPS),
-        "Rank correlation and deletion as above.",
+        method_table(found),
+        f"Rank correlation: Spearman's with exact ablation over the active latents. Areas: mean over 0 to {N_STEPS} latents "
+        "deleted (lower is better) or put back (higher is better), in cosine points. In brackets: bootstrap interval of 95% over the samples.",
     ]
     text = "\n\n".join(parts)
     print(text)

@@ -34,6 +34,7 @@ def compare(
     token_scope: TokenScope | None = None,
     error_term: ErrorTerm | None = None,
     n_steps: int = 64,
+    steps: Sequence[int] | None = None,
     k: int = 10,
     batch_size: int | None = None,
     n_bootstrap: int = 1000,
@@ -50,7 +51,7 @@ def compare(
             nothing of their own there, are left out, and `Comparison.notes` says which and why. Exact ablation and a
             random order are always there.
         exact: an exact ablation that is there already, possibly of a part of the latents; None: of all active ones.
-        n_steps, k, batch_size, n_bootstrap, confidence: as in `faithfulness`.
+        n_steps, steps, k, batch_size, n_bootstrap, confidence: as in `faithfulness`.
         seed: of the random order and of the bootstrap.
         progress: show a bar.
 
@@ -97,8 +98,8 @@ def compare(
             warnings.warn(str(warning.message), warning.category, stacklevel=3)
         found[name] = result
     checked = faithfulness(
-        tower, site, sae, target, found, n_steps=n_steps, k=k, batch_size=batch_size, n_bootstrap=n_bootstrap,
-        confidence=confidence, seed=seed, progress=progress,
+        tower, site, sae, target, found, n_steps=n_steps, steps=steps, k=k, batch_size=batch_size,
+        n_bootstrap=n_bootstrap, confidence=confidence, seed=seed, progress=progress,
     )  # fmt: skip
     attributions = {name: result for name, result in found.items() if isinstance(result, Attribution)}
     scores = {name: result for name, result in found.items() if isinstance(result, Tensor)}

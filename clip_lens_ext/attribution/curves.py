@@ -7,6 +7,7 @@ states that all orders of a sample share, every latent there and every latent go
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from clip_lens_ext.attribution.targets import Target
 
 @torch.no_grad()
 def run_curves(
-    site: Site, target: Target, orders: Tensor, *, batch_size: int, progress: bool = True
+    site: Site, target: Target, orders: Tensor, steps: Sequence[int], *, batch_size: int, progress: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Predictions along every order, both ways.
 
@@ -27,12 +28,13 @@ def run_curves(
         site: where the latents are.
         target: what is predicted.
         orders: which pair of the site's codes is taken at each step, `[method sample target step]`; -1 for none.
+        steps: after how many of them to look, ascending; only these are run.
         batch_size: edited activations that run through the tail at a time.
         progress: show a bar.
 
     Returns:
-        Deletion and insertion `[method sample target step + 1]`. Deletion starts from the unedited prediction and takes
-        latents out; insertion starts with every active latent at zero and puts them back.
+        Deletion and insertion `[method sample target len(steps)]`. Deletion starts from the unedited prediction and
+        takes latents out; insertion starts with every active latent at zero and puts them back.
     """
     n_target, n_step = orders.shape[2:]
     taken = orders >= 0
@@ -44,6 +46,9 @@ def run_curves(
     flat = tuple(curve.reshape(-1, n_step + 1) for curve in curves)
     asked = taken.any(dim=-1).flatten().nonzero().flatten()
     unique, row_of = packed.reshape(-1, n_step)[asked].unique(dim=0, return_inverse=True)
+    looked_at = n_taken[..., torch.as_tensor(steps, device=orders.device)]
+    wanted = torch.zeros(len(unique), n_step + 1, dtype=torch.bool, device=orders.device)
+    wanted[row_of[:, None], looked_at.reshape(-1, len(steps))[asked]] = True
     by_row = row_of.argsort(stable=True)
     bounds = torch.searchsorted(row_of[by_row].contiguous(), torch.arange(len(unique) + 1, device=unique.device))
     at_once = max(1, batch_size // n_step)
@@ -51,11 +56,12 @@ def run_curves(
         for start in range(0, len(unique), at_once):
             rows = unique[start : start + at_once]
             users = by_row[bounds[start] : bounds[start + len(rows)]]
-            found = _run_rows(site, target, ends, rows, max(1, batch_size // len(rows)))
+            looks = wanted[start : start + at_once]
+            found = _run_rows(site, target, ends, rows, looks, max(1, batch_size // len(rows)))
             for curve, values in zip(flat, found, strict=True):
                 curve[asked[users]] = values[row_of[users] - start, :, asked[users] % n_target]
             bar.update(len(rows))
-    deletion, insertion = (curve.reshape(shape).gather(-1, n_taken) for curve in flat)
+    deletion, insertion = (curve.reshape(shape).gather(-1, looked_at) for curve in flat)
     return deletion, insertion
 
 
@@ -90,8 +96,13 @@ class _Ends:
         self.empty = target(site.tail(self.floor.to(site.base.dtype), torch.arange(n_sample, device=sample.device)))
 
 
-def _run_rows(site: Site, target: Target, ends: _Ends, rows: Tensor, n_together: int) -> tuple[Tensor, Tensor]:
-    """Both curves `[row step + 1 target]` of orders of pairs `[row step]`, at most `n_together` steps at a time."""
+def _run_rows(
+    site: Site, target: Target, ends: _Ends, rows: Tensor, wanted: Tensor, n_together: int
+) -> tuple[Tensor, Tensor]:
+    """Both curves `[row step + 1 target]` of orders of pairs `[row step]`, at most `n_together` steps at a time.
+
+    Only the steps of `wanted` `[row step + 1]` are run; what the curves say of the others means nothing.
+    """
     n_row, n_step = rows.shape
     length, sample = (rows >= 0).sum(dim=1), ends.pairs.sample[rows[:, 0]]
     whole = length == ends.n_active[sample]
@@ -104,7 +115,8 @@ def _run_rows(site: Site, target: Target, ends: _Ends, rows: Tensor, n_together:
         removed = removed.cumsum(dim=1)
         state = removed[:, -1:]
         step = torch.arange(start + 1, start + 1 + part.shape[1], device=rows.device)
-        row, place = (step < length[:, None] + (~whole[:, None]).long()).nonzero(as_tuple=True)
+        run = wanted[:, step] & (step < length[:, None] + (~whole[:, None]).long())
+        row, place = run.nonzero(as_tuple=True)
         own, edit = sample[row], removed[row, place]
         for curve, edited in zip(out, (ends.base[own] - edit, ends.floor[own] + edit), strict=True):
             if len(own):

@@ -46,6 +46,7 @@ def faithfulness(
     token_scope: TokenScope | None = None,
     error_term: ErrorTerm | None = None,
     n_steps: int = 64,
+    steps: Sequence[int] | None = None,
     k: int = 10,
     batch_size: int | None = None,
     n_bootstrap: int = 1000,
@@ -63,7 +64,9 @@ def faithfulness(
             evaluation. A result that has values for inactive latents is ranked with them, likewise. An exact ablation
             of a part of the active latents limits rank correlation and overlap to that part, for every method. A result
             that says `settings["signed"] = False` is ranked against the magnitude of exact ablation.
-        n_steps: latents that are deleted or inserted, one after the other.
+        n_steps: latents that are deleted or inserted, one after the other, with a look after each.
+        steps: instead: after how many latents to look, ascending numbers from 1 on. Where the tail is long a few of
+            them say as much in a fraction of the time; areas are means over the steps that were looked at.
         k: how many of the greatest latents the overlap compares.
         batch_size: edited activations that run through the tail at a time; None: what 512 MB hold, by estimate.
         n_bootstrap, confidence: draws over the samples for each interval, and its confidence.
@@ -88,6 +91,8 @@ def faithfulness(
     _check_numbers(n_steps=n_steps, k=k, n_bootstrap=n_bootstrap, batch_size=1 if batch_size is None else batch_size)
     if not 0 < confidence < 1:
         raise InputError(f"confidence lies between 0 and 1, got {confidence}")
+    looks = (0, *(range(1, n_steps + 1) if steps is None else _checked_steps(steps)))
+    n_steps = looks[-1]
     site = open_site(tower, x, sae, hook_name=hook_name, token_scope=token_scope, error_term=error_term)
     named = _by_name(attributions)
     orders = {name: read_order(name, given, site, target, n_steps) for name, given in named.items()}
@@ -104,13 +109,13 @@ def faithfulness(
         orders[RANDOM] = read_order(RANDOM, chance, site, target, n_steps)
     at_once = tail_batch(site, len(target), gradient=False, batch_size=batch_size)
     pairs = torch.stack([order.pairs for order in orders.values()])
-    deletion, insertion = run_curves(site, target, pairs, batch_size=at_once, progress=progress)
+    deletion, insertion = run_curves(site, target, pairs, looks, batch_size=at_once, progress=progress)
     n_active = torch.bincount(site.codes.pairs()[0], minlength=site.codes.n_sample).cpu()
     correlation, overlap, n_compared = _agreement(orders, exact_name, n_active, k)
     return Faithfulness(
         methods=tuple(orders), unsigned=tuple(name for name, order in orders.items() if not order.signed),
-        deletion=deletion, insertion=insertion, rank_correlation=correlation, overlap=overlap, n_active=n_active,
-        n_compared=n_compared, labels=target.labels, unit=target.unit, hook_name=site.hook_name,
+        steps=looks, deletion=deletion, insertion=insertion, rank_correlation=correlation, overlap=overlap,
+        n_active=n_active, n_compared=n_compared, labels=target.labels, unit=target.unit, hook_name=site.hook_name,
         token_scope=site.positions.scope, error_term=site.error_term, k=k, seed=seed, n_bootstrap=n_bootstrap,
         confidence=confidence, provenance=site.provenance(target),
     )  # fmt: skip
@@ -120,6 +125,14 @@ def _check_numbers(**given: int) -> None:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _checked_steps(steps: Sequence[int]) -> list[int]:
+    found = list(steps)
+    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in found)
+    if not found or not whole or found[0] < 1 or found != sorted(set(found)):
+        raise InputError(f"steps are ascending integers from 1 on, at least one, got {found}")
+    return found
 
 
 def _by_name(

@@ -36,6 +36,7 @@ class Faithfulness:
         methods: names, in the order of the first axis everywhere.
         unsigned: those of them that say how much a latent matters and not which way; their rank correlation and overlap
             are with the magnitude of exact ablation.
+        steps: after how many latents the curves look, ascending, 0 first.
         deletion: prediction after each step, `[method sample target step]`: step 0 is the unedited prediction, step n
             has the first n latents of the order at zero. It stays at its last value where an order has come to its end.
         insertion: the same from the other side: step 0 has all active latents at zero, step n the first n back.
@@ -56,6 +57,7 @@ class Faithfulness:
 
     methods: tuple[str, ...]
     unsigned: tuple[str, ...]
+    steps: tuple[int, ...]
     deletion: Tensor
     insertion: Tensor
     rank_correlation: Tensor
@@ -81,16 +83,16 @@ class Faithfulness:
     @property
     def n_steps(self) -> int:
         """Latents that an order deletes or inserts at most."""
-        return self.deletion.shape[3] - 1
+        return self.steps[-1]
 
     @property
     def deletion_area(self) -> Tensor:
-        """Mean of the deletion curve over its steps, `[method sample target]`, in `unit`; lower is better."""
+        """Mean of the deletion curve over `steps`, `[method sample target]`, in `unit`; lower is better."""
         return self.deletion.mean(dim=-1)
 
     @property
     def insertion_area(self) -> Tensor:
-        """Mean of the insertion curve over its steps, `[method sample target]`, in `unit`; higher is better."""
+        """Mean of the insertion curve over `steps`, `[method sample target]`, in `unit`; higher is better."""
         return self.insertion.mean(dim=-1)
 
     def __repr__(self) -> str:
@@ -185,6 +187,6 @@ class Faithfulness:
         return self.methods.index(method)
 
     def _settings(self) -> dict[str, Any]:
-        names = ("methods", "unsigned", "labels", "unit", "hook_name", "token_scope", "error_term", "n_steps", "k",
+        names = ("methods", "unsigned", "labels", "unit", "hook_name", "token_scope", "error_term", "steps", "k",
                  "n_bootstrap", "confidence")  # fmt: skip
         return {**{name: getattr(self, name) for name in names}, **same_origin(self.provenance)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -99,7 +98,7 @@ def _curves(axes: Axes, curves: Tensor, found: Faithfulness, styles: dict[str, t
     n_method, n_sample, n_step = by_step.shape
     rows = by_step.transpose(1, 2).reshape(n_method * n_step, n_sample)
     bands = bootstrap_intervals(rows, n_bootstrap=found.n_bootstrap, seed=found.seed, confidence=found.confidence)
-    bands, steps = bands.reshape(n_method, n_step, 2), torch.arange(n_step).numpy()
+    bands, steps = bands.reshape(n_method, n_step, 2), found.steps
     for row, method in enumerate(found.methods):
         colour, line = styles[method]
         if n_sample > 1:
@@ -107,7 +106,7 @@ def _curves(axes: Axes, curves: Tensor, found: Faithfulness, styles: dict[str, t
             axes.fill_between(steps, low, high, color=colour, alpha=0.1, linewidth=0)
         mean = by_step[row].mean(dim=0).numpy()
         axes.plot(steps, mean, color=colour, linestyle=line, linewidth=1.7, label=_shown(method))
-    axes.set_xlim(0, n_step - 1)
+    axes.set_xlim(0, found.n_steps)
     _plain(axes)
 
 

@@ -67,6 +67,48 @@ def with_inactive(result: Attribution, latent_of: dict[int, int], value: float) 
                    activation=torch.cat([result.activation, zero])[order])  # fmt: skip
 
 
+# -- some of the steps
+
+
+@pytest.mark.parametrize("site", [CLS, PATCHES], ids=["cls", "patches"])
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_some_steps_are_those_columns_of_all_and_no_other_is_run(site: Any, batch_size: int | None) -> None:
+    """Also where an order takes inactive latents, whose steps change nothing."""
+    tower, x, sae, target, _ = parts(site)
+    given = {
+        "patching": attribution_patching(tower, x, sae, target),
+        "lens of all": logit_lens_scores(tower, sae, target),
+    }
+    whole = faithfulness(tower, x, sae, target, given, n_steps=9, batch_size=batch_size, progress=False)
+    runs: list[int] = []
+    counted = [("hook_pooled", lambda value, hook: runs.append(len(value)))]
+    steps = [2, 3, 9]
+    exact = exact_ablation(tower, x, sae, target)
+    with tower.hooks(fwd_hooks=counted):
+        some = faithfulness(
+            tower, x, sae, target, {**given, "exact_ablation": exact}, steps=steps, batch_size=batch_size,
+            progress=False,
+        )  # fmt: skip
+    assert some.steps == (0, *steps)
+    assert some.n_steps == 9
+    by_name = [whole.methods.index(name) for name in some.methods]
+    for name in ("deletion", "insertion"):
+        expected = getattr(whole, name)[by_name][..., [0, *steps]]
+        # Other batches of the tail round differently.
+        torch.testing.assert_close(getattr(some, name), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(some.deletion_area, some.deletion.mean(dim=-1))
+    # Four orders, two samples, both ways, at most three looks each; the prefix and the two ends once a sample.
+    assert sum(runs) <= 4 * 2 * len(target) * 2 * 3 + 4 * 2
+
+
+@pytest.mark.parametrize("steps", [[], [0, 1], [3, 2], [2, 2], [1.0], [True], [-1]])
+def test_steps_that_make_no_sense(steps: Any) -> None:
+    tower, x, sae, target, _ = parts()
+    result = attribution_patching(tower, x, sae, target)
+    with pytest.raises(InputError, match="steps are ascending integers from 1 on"):
+        faithfulness(tower, x, sae, target, result, steps=steps, progress=False)
+
+
 # -- the two ends, and identities
 
 
@@ -428,8 +470,8 @@ def test_comparisons_that_are_no_shards() -> None:
                         "confidence": 0.5, "unit": "inner product"}.items():  # fmt: skip
         with pytest.raises(InputError, match=f"do not belong together: they differ in {name}"):
             found.merge(replace(other, **{name: value}))
-    with pytest.raises(InputError, match="differ in n_steps 6 and 5"):
-        found.merge(replace(other, deletion=other.deletion[..., :-1]))
+    with pytest.raises(InputError, match=r"differ in steps \(0, 1, 2, 3, 4, 5, 6\) and \(0, 1, 2, 3, 4, 5\)"):
+        found.merge(replace(other, deletion=other.deletion[..., :-1], steps=other.steps[:-1]))
     for name in ("model", "sae_sha256", "target_fingerprint"):
         with pytest.raises(InputError, match=name):
             found.merge(replace(other, provenance={**other.provenance, name: "other"}))
