@@ -12,14 +12,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
-from PIL import Image
 from sae_lens import SAE
 from safetensors import safe_open
 from torch import Tensor
-from torch.utils.data import Dataset
 
 import clip_lens_ext as cle
 from benchmarks.page import table, write_section
@@ -28,7 +24,6 @@ from benchmarks.timing import machine
 BLOCKS = (5, 8, 10, 11)
 HOOKS = tuple(f"blocks.{block}.hook_resid_post" for block in BLOCKS)
 D_SAE, K, TOKENS = 4096, 32, 600_000
-CLS_D_SAE, CLS_K, CLS_TOKENS, CROPS = 1024, 16, 200_000, 4
 
 
 def real_tower(data: Path, runs: Path) -> cle.HookedCLIP:
@@ -46,31 +41,6 @@ def read_embeddings(path: Path) -> tuple[Tensor, list[str]]:
         return file.get_tensor("embeddings").float(), json.loads(file.metadata()["names"])
 
 
-class Crops(Dataset[Tensor]):
-    """Square crops of every photo, half of them mirrored: the first is the whole photo, the others are drawn.
-
-    One token of each picture is not much to train on. A crop is a function of the photo and its number.
-    """
-
-    def __init__(self, photos: list[Path], preprocess: Any, n_crops: int) -> None:
-        self.photos, self.preprocess, self.n_crops = photos, preprocess, n_crops
-
-    def __len__(self) -> int:
-        return len(self.photos) * self.n_crops
-
-    def __getitem__(self, index: int) -> Tensor:
-        photo, number = divmod(index, self.n_crops)
-        with Image.open(self.photos[photo]) as file:
-            image = file.convert("RGB")
-        if number:
-            scale, left, top, mirror = torch.rand(4, generator=torch.Generator().manual_seed(index)).tolist()
-            side = int(min(image.size) * (0.4 + 0.6 * scale))
-            x, y = int(left * (image.width - side)), int(top * (image.height - side))
-            image = image.crop((x, y, x + side, y + side))
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror < 0.5 else image
-        return self.preprocess(image)
-
-
 def all_token_saes(clip: cle.HookedCLIP, data: Path, runs: Path) -> dict[str, SAE]:
     """The SAEs of every token at each hook, trained once."""
     return cle.train_saes(
@@ -79,26 +49,15 @@ def all_token_saes(clip: cle.HookedCLIP, data: Path, runs: Path) -> dict[str, SA
     )  # fmt: skip
 
 
-def cls_saes(clip: cle.HookedCLIP, data: Path, runs: Path) -> dict[str, SAE]:
-    """The SAEs of the CLS token at each hook, trained once, on crops."""
-    photos = sorted((data / "images" / "imagenet").glob("*.jpg"))
-    return cle.train_saes(
-        clip.vision, Crops(photos, clip.preprocess, CROPS), hook_names=HOOKS, token_scope="cls", d_sae=CLS_D_SAE,
-        k=CLS_K, n_training_tokens=CLS_TOKENS, batch_size=512, seed=0, output_dir=runs / "cls",
-        cache_dir=runs / "cls-activations",
-    )  # fmt: skip
-
-
 def row(clip: cle.HookedCLIP, sae: SAE, photos: list[Path]) -> list[str]:
-    """One SAE: what was measured while training it, and what on photos of another data set."""
+    """One SAE: what was measured when it was trained, and what on photos of another data set."""
     metadata = sae.cfg.metadata
-    found = cle.check_sae(clip.vision, photos, sae, preprocess=clip.preprocess, n_images=len(photos), progress=False)
-    q = found.quality
+    found = cle.check_sae(clip.vision, photos, sae, preprocess=clip.preprocess, n_images=len(photos))
     print(found)
+    q = found.quality
     return [
-        f"`{metadata.hook_name}`", metadata.token_scope, f"{metadata.explained_variance:.3f}",
-        f"**{q.explained_variance:.3f}**", f"{q.cosine:.3f}", f"{q.l0:.1f}", f"{100 * q.dead_latents:.1f}%",
-        f"{found.embedding_cosine:.3f}", f"{found.embedding_cosine_with_error:.3f}",
+        f"`{metadata.hook_name}`", f"{metadata.explained_variance:.3f}", f"**{q.explained_variance:.3f}**", f"{q.cosine:.3f}",
+        f"{q.l0:.1f}", f"{100 * q.dead_latents:.1f}%", f"{found.embedding_cosine:.3f}", f"{found.embedding_cosine_with_error:.3f}",
         "; ".join([found.verdict, *(cause.what for cause in found.causes)]),
     ]  # fmt: skip
 
@@ -111,21 +70,19 @@ def main() -> None:
     args = parser.parse_args()
     clip = real_tower(args.data, args.runs)
     photos = sorted((args.data / "images" / "coco").glob("*.jpg"))
-    every, cls = all_token_saes(clip, args.data, args.runs), cls_saes(clip, args.data, args.runs)
-    rows = [row(clip, saes[hook], photos) for saes in (every, cls) for hook in HOOKS]
-    n_train, n_cls = (next(iter(saes.values())).cfg.metadata.n_training_images for saes in (every, cls))
+    saes = all_token_saes(clip, args.data, args.runs)
+    rows = [row(clip, sae, photos) for sae in saes.values()]
+    metadata = next(iter(saes.values())).cfg.metadata
     header = [
-        "hook", "tokens", "explained variance, held-out ImageNet", f"on {len(photos)} COCO photos", "cosine", "L0",
-        "never fire", "embedding without the error term", "with it", "verdict",
+        "hook", f"explained variance, {metadata.n_held_out_images} held-out ImageNet photos",
+        f"on {len(photos)} COCO photos", "cosine", "L0", "never fire", "embedding without the error term", "with it", "verdict",
     ]  # fmt: skip
     text = f"""
 `make real`, that is `python -m benchmarks.real_saes` ({machine()})
 
-TopK SAEs of OpenAI's ViT-B/16, four hooks in one pass. **All tokens**: {D_SAE} latents, k = {K}, {TOKENS:,} tokens of
-{n_train} ImageNet photos. **CLS**: {CLS_D_SAE} latents, k = {CLS_K}, {CLS_TOKENS:,} tokens of {n_cls} crops,
-{CROPS} of each photo; its held-out crops are of photos whose other crops were trained on, so the COCO column is the one to
-believe. Columns from COCO on are `check_sae`'s on COCO photos, which no SAE saw. The embedding columns are the mean cosine
-of the image embedding with that of the pass through the SAE.
+TopK SAEs of OpenAI's ViT-B/16 ({D_SAE} latents, k = {K}), four hooks in one pass over the photos, each trained on {TOKENS:,} tokens
+drawn from {metadata.n_training_images} ImageNet photos. From the COCO column on: `check_sae` on COCO photos, which no SAE saw. The
+embedding columns are the mean cosine of the image embedding with that of the pass through the SAE.
 
 {table(header, rows)}
 """
