@@ -25,7 +25,7 @@ demo: $(VENV)/.user   ## the main job on the planted world, offline: a table, an
 	$(BIN)/clip-lens demo --out demo
 
 test: $(VENV)/.test   ## every test and doctest
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 $(VENV)-tl4/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-tl4
@@ -39,7 +39,7 @@ test-tl4: $(VENV)-tl4/.done ## the towers on the newest TransformerLens 4.x, whe
 check: $(VENV)/.dev   ## ruff, types, tests, doctests, documentation
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 bench: $(VENV)/.dev   ## ratios against the named alternatives, written into docs/results.md
 	$(BIN)/python -m benchmarks.forward

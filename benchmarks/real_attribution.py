@@ -26,7 +26,7 @@ from benchmarks.real_saes import all_token_saes, read_embeddings, real_tower
 from benchmarks.timing import machine
 from clip_lens_ext.towers.positions import TokenScope
 
-SCOPES: tuple[TokenScope, ...] = ("cls", "all")
+SCOPES: tuple[TokenScope, ...] = ("all",)
 STEPS = (1, 2, 5, 10, 20)
 N_SAMPLED = 64  # latents that are ablated where all of them would take minutes a photo
 LATE = 10  # from this block on the rest of the model is at most one block for one token, and all latents are ablated
@@ -131,7 +131,7 @@ def main() -> None:
 `python -m benchmarks.real_attribution --blocks {" ".join(map(str, args.blocks))}` ({machine()})
 
 The first {len(photos)} COCO photos by file name, each with the text embedding of its best class of 80 (an annotated object in
-{right} of them); the SAEs of the next section, on all their tokens or spliced at the CLS token alone; error term kept. Means over
+{right} of them); the SAEs of the next section; error term kept. Means over
 photos, in brackets the bootstrap interval of 95% over photos. Rank correlation: Spearman's with exact ablation. Overlap: of the
 ten greatest with those of exact ablation. Areas: cosine in points (100 x cosine), mean over {", ".join(map(str, (0, *STEPS)))}
 latents set to zero (deletion, lower is better) or put back into none (insertion, higher is better). A method without a row has
