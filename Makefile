@@ -55,6 +55,7 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the folder with its weights script and photos
 	$(BIN)/python -m benchmarks.real_saes --data $(REAL)
 	$(BIN)/python -m benchmarks.real_attribution --data $(REAL)
+	$(BIN)/python -m benchmarks.real_heads --data $(REAL)
 
 models: $(VENV)/.dev  ## builds every model of open_clip without weights, and writes which hooks it has into docs/models.md, and the SAE formats
 	$(BIN)/python -m benchmarks.models
