@@ -148,7 +148,7 @@ def check_sae(
             positions.check(activation, name)
             codes, rows, back = _reconstruct(sae, positions.take(activation))
             seen.update(rows, back, codes)
-            cosines.append(_embedding_cosines(tower, sae, name, scope, x))
+            cosines.append(_embedding_cosines(tower, sae, name, scope, x, activation))
             kept.append(x)
             n_read += len(x)
             bar.update(len(x))
@@ -157,7 +157,7 @@ def check_sae(
     if not n_read or scope is None:
         raise InputError("no picture to check the SAE on could be read")
     quality = seen.result()
-    causes = _causes(tower, sae, torch.cat(kept)[:32], name, scope, quality.explained_variance)
+    causes = _causes(tower, sae, torch.cat(kept)[:32], name, scope, quality.explained_variance, progress)
     fits = quality.explained_variance >= FITS and not causes
     dropped, with_error = torch.cat(cosines, dim=1).mean(dim=1).tolist()
     skipped = tuple(skip.name for skip in batches.skipped)
@@ -193,19 +193,29 @@ def _reconstruct(sae: SAE, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codes, rows.flatten(1), back.flatten(1)
 
 
-def _embedding_cosines(tower: HookedTower, sae: SAE, name: str, scope: Any, x: Tensor) -> Tensor:
+def _embedding_cosines(tower: HookedTower, sae: SAE, name: str, scope: Any, x: Tensor, activation: Tensor) -> Tensor:
     """`[2 sample]`: with the reconstruction alone, and with the error term."""
-    plain = tower(x)
+
+    def embedding() -> Tensor:
+        # From the hook on, where the tail can start there: the SAE sits at the hook itself.
+        if name not in tower.split_names():
+            return tower(x).float()
+        return tower.run_from(name, activation, tokens=x if tower.cfg.tower == "text" else None).float()
+
+    plain = embedding()
     found = []
     for keep in (False, True):
         with tower.saes(sae, use_error_term=keep, hook_name=name, token_scope=scope):
-            found.append(F.cosine_similarity(tower(x).float(), plain.float(), dim=-1))
+            found.append(F.cosine_similarity(embedding(), plain, dim=-1))
     return torch.stack(found)
 
 
-def _causes(tower: HookedTower, sae: SAE, x: Tensor, name: str, scope: str, explained: float) -> tuple[Cause, ...]:
+def _causes(
+    tower: HookedTower, sae: SAE, x: Tensor, name: str, scope: str, explained: float, progress: bool
+) -> tuple[Cause, ...]:
     found = []
-    for what, change, measure in _readings(tower, sae, x, name, scope):
+    readings = _readings(tower, sae, x, name, scope)
+    for what, change, measure in tqdm(readings, desc="trying other readings", unit="reading", disable=not progress):
         try:
             value = measure()
         except InputError:

@@ -36,7 +36,7 @@ def test_an_sae_that_fits(world: Any) -> None:
     codes = sae.encode(rows.float())
     back = sae.decode(codes).double()
     explained = 1 - ((rows - back) ** 2).sum() / ((rows - rows.mean(0)) ** 2).sum()
-    assert found.quality.explained_variance == pytest.approx(float(explained), abs=1e-6)
+    assert found.quality.explained_variance == pytest.approx(float(explained.detach()), abs=1e-6)
     assert found.quality.l0 == pytest.approx(float((codes != 0).sum() / len(rows)))
     edited = tower.run_with_hooks(pixels, fwd_hooks=[(HOOK, lambda x, hook: back.float().reshape(x.shape))])
     assert found.embedding_cosine == pytest.approx(float(F.cosine_similarity(edited, tower(pixels)).mean()), abs=1e-5)
