@@ -42,6 +42,17 @@ def test_latents_and_reconstruction_are_the_family_s_own(layout: str, tmp_path: 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_float64_they_agree_to_a_millionth(layout: str, tmp_path: Path) -> None:
+    """What is left is what a family's arithmetic on its weights rounds in float32: decoder rows of unit length."""
+    written = LAYOUTS[layout](tmp_path)
+    sae = load_sae(written.path, dtype=torch.float64, **written.keywords)
+    x = rows().double()
+    latents, reconstruction = written.forward(rows())
+    torch.testing.assert_close(sae.encode(x), latents, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sae.decode(sae.encode(x)), reconstruction, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_detected_by_its_content_and_by_the_file_alone(layout: str, tmp_path: Path) -> None:
     written = LAYOUTS[layout](tmp_path)
     expected = None if written.format == "key_map" else written.format
