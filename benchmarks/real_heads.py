@@ -56,7 +56,8 @@ def main() -> None:
         weight, bias = file.get_tensor("weight").float(), file.get_tensor("bias").float()
     rows = [both[name] for name in classes]
     found = cle.compare_heads(
-        clip.vision, [path for path, _ in photos], sae, cle.probe_target(weight[rows], bias[rows], labels=classes),
+        clip.vision, [path for path, _ in photos], sae,
+        cle.probe_target(weight[rows], bias[rows], labels=classes, normalize=True),  # it was trained on unit embeddings
         cle.direction_target(vectors[[names.index(name) for name in classes]], labels=classes),
         target_of=[classes.index(name) for _, name in photos], k=K, preprocess=clip.preprocess,
     )  # fmt: skip

@@ -78,9 +78,15 @@ class Case:
         return self._active(cle.attribution_patching(self.tower, self.x, self.sae, self.target))
 
     def integrated(self) -> Tensor:
-        """Our integrated gradients."""
+        """Our integrated gradients, from the latents of an empty picture: that is where captum starts."""
+        hook = str(self.sae.cfg.metadata.hook_name)
+        with torch.no_grad():
+            empty = self.tower.run_to(torch.zeros_like(self.x), hook)
+            baseline = self.sae.encode(empty[:, :1] if self.sae.cfg.metadata.token_scope == "cls" else empty)
         return self._active(
-            cle.integrated_gradients(self.tower, self.x, self.sae, self.target, n_steps=N_NODES, progress=False)
+            cle.integrated_gradients(
+                self.tower, self.x, self.sae, self.target, n_steps=N_NODES, baseline=baseline, progress=False
+            )
         )
 
     def textbook(self) -> Tensor:
@@ -108,7 +114,7 @@ class Case:
             return method.attribute(self.x).sum(dim=1).detach()
 
     def captum_integrated(self) -> Tensor:
-        """captum's integrated gradients, from zero, at the SAE's latents."""
+        """captum's integrated gradients at the SAE's latents; its baseline is an input, an empty picture."""
         from captum.attr import LayerIntegratedGradients
 
         with self.tower.saes(self.sae):
@@ -154,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--calls", type=int, default=7)
+    parser.add_argument("--only", default="", help="the cases whose name holds this")
     for name in ("--case", "--way", "--out"):
         parser.add_argument(name)
     args = parser.parse_args()
@@ -162,7 +169,7 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in tqdm(CASES, desc="cases"):
+        for name in tqdm([name for name in CASES if args.only in name], desc="cases"):
             *_, ways, reach = CASES[name]
             idle = measure(name, "nothing", Path(folder, "nothing.pt"), 1)["peak"]
             found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
