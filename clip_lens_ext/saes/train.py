@@ -132,7 +132,8 @@ def train_saes(
     """Train one SAE at each of several hooks, all in one pass over the images.
 
     The tower runs once for all hooks, and all SAEs take their steps side by side: each is the SAE that `train_sae`
-    would have made alone, to the last bit.
+    would have made alone, from the same weights and batches. Activations of the residual stream are the same to the
+    last bit in all but a few families; at hooks inside a block they may differ by rounding.
 
     Args:
         tower, images, d_sae, preprocess, cache_dir, progress: as in `train_sae`.
