@@ -17,6 +17,7 @@ from torch import Tensor
 from clip_lens_ext.errors import InputError
 
 SHARD_BYTES = 128 << 20
+SHARD_SAMPLES = 1024  # where samples are small: what a killed pass loses at most
 _INDEX = "activations.json"
 _HEADER = "clip_lens_ext.activations"
 
@@ -79,7 +80,7 @@ class ActivationCache:
                 "another cache_dir, or remove that one"
             )
         size = rows[0].numel() * rows.element_size()
-        self._per_shard = max(1, SHARD_BYTES // size)
+        self._per_shard = min(SHARD_SAMPLES, max(1, SHARD_BYTES // size))
         for row, sample in zip(rows, pixels, strict=True):
             self._waiting.append((row, _digest(sample)))
             self._digests.append(self._waiting[-1][1])

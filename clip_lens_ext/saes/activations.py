@@ -173,7 +173,9 @@ class ActivationRows:
                 "trained together need as many; train them in two calls"
             )
         self.n_tokens, self.d[hook_name] = rows.shape[1], rows.shape[2]
-        return rows.cpu()
+        rows = rows.cpu()
+        # One token as a view would keep the activations of all of them alive.
+        return rows.clone() if rows.nbytes < rows.untyped_storage().nbytes() else rows
 
     def _store(self, rows: Mapping[str, Tensor], memory_limit: int) -> bool:
         """Keep the rows of a batch; False, and nothing is kept any more, where they do not fit."""

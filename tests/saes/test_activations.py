@@ -60,6 +60,14 @@ def test_rows_are_the_activations_of_the_tower(
     torch.testing.assert_close(rows.take([4, 0, 6])[HOOK], expected[[4, 0, 6]])
 
 
+@pytest.mark.parametrize("scope", ["cls", "all"])
+def test_rows_keep_no_other_tokens_alive(tower: HookedTower, scope: str) -> None:
+    batch = next(iter(image_batches(pictures(3), batch_size=3)))
+    rows = rows_of(tower, pictures(3), 0, scope).rows(batch, [HOOK])[HOOK]
+    assert rows.shape[1] == (1 if scope == "cls" else 5)
+    assert rows.untyped_storage().nbytes() == rows.nbytes
+
+
 @pytest.mark.parametrize("memory_limit", [2 << 30, 0])
 def test_several_hooks_in_one_pass_are_each_alone_to_the_bit(tower: HookedTower, memory_limit: int) -> None:
     runs = 0
@@ -206,6 +214,15 @@ def test_a_cache_gives_the_same_rows_and_spares_the_tower(
     _, more = n_runs(tower, lambda: rows_of(tower, pictures(7), 0, hooks=HOOKS[:3], cache_dir=tmp_path))
     assert more == 7  # one hook is new
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(HOOKS[:3])
+
+
+def test_small_samples_do_not_wait_for_a_large_shard(
+    tower: HookedTower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activation_cache, "SHARD_SAMPLES", 3)  # of one token each: nowhere near SHARD_BYTES
+    rows = rows_of(tower, pictures(7), 0, "cls", cache_dir=tmp_path)
+    assert len(list((tmp_path / HOOK).glob("shard-*.safetensors"))) == 3
+    assert rows.take(range(7))[HOOK].equal(rows_of(tower, pictures(7), 2 << 30, "cls").take(range(7))[HOOK])
 
 
 @pytest.mark.usefixtures("small_shards")
