@@ -29,7 +29,7 @@ from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
 from clip_lens_ext.towers.positions import TokenScope
 
 SCOPES: tuple[TokenScope, ...] = ("cls", "all")
-STEPS = (1, 2, 5, 10, 20)
+STEPS: dict[TokenScope, tuple[int, ...]] = {"cls": (1, 2, 5, 10), "all": (1, 2, 5, 10, 20)}
 N_SAMPLED = 64  # latents that are ablated where all of them would take minutes a photo
 GOOD = 0.7  # a rank correlation with exact ablation from which an order is called good
 LATE = 10  # from this block on the rest of the model is at most one block for one token, and all latents are ablated
@@ -58,7 +58,7 @@ def explain(
     exact = None
     if not late and scope == "all":
         exact = cle.exact_ablation(clip.vision, site, sae, target, latents=sampled(site), progress=False)
-    found = faithfulness_of_all(clip.vision, site, sae, target, steps=STEPS, exact=exact)
+    found = faithfulness_of_all(clip.vision, site, sae, target, steps=STEPS[scope], exact=exact)
     file.parent.mkdir(parents=True, exist_ok=True)
     found.save(file)
     return found
@@ -175,8 +175,8 @@ def main() -> None:
 The first {len(photos)} COCO photos by file name, each with the text embedding of its best class of 80 (an annotated object in
 {right} of them); the SAEs of the next section; error term kept. Means over photos, in brackets the bootstrap interval of 95%
 over photos. Rank correlation: Spearman's with exact ablation over the latents that were ablated. Overlap: of the ten greatest with
-those of exact ablation. Areas: cosine in points (100 x cosine), mean over {", ".join(map(str, (0, *STEPS)))} latents set to zero
-(deletion, lower is better) or put back into none (insertion, higher is better). A method without a row has nothing of its own to
+those of exact ablation. Areas: cosine in points (100 x cosine), mean over {", ".join(map(str, (0, *STEPS["all"])))} latents set to zero
+(deletion, lower is better) or put back into none (insertion, higher is better), at the CLS token up to {STEPS["cls"][-1]}. A method without a row has nothing of its own to
 say at that site.
 
 Rank correlation at every site:
