@@ -20,16 +20,12 @@ from tqdm.auto import tqdm
 from clip_lens_ext.data import Preprocess, Skipped, image_batches
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import versions
+from clip_lens_ext.result_files import load_result, save_result
 from clip_lens_ext.saes.codes import encode
 from clip_lens_ext.semantics.activity import ActivityCount, LatentActivity
-from clip_lens_ext.semantics.files import not_written, read, write
 from clip_lens_ext.semantics.peaks import TopSamples, greatest, peaks
 from clip_lens_ext.towers.positions import TokenScope
 from clip_lens_ext.towers.tower import HookedTower
-
-_TENSORS = ("sample", "activation", "position", "indexes", "latents")
-_ACTIVITY = ("n_active", "total", "least", "greatest")
-_FIELDS = ("n_samples", "hook_name", "token_scope", "provenance")
 
 
 class LatentReferences(NamedTuple):
@@ -147,14 +143,7 @@ class References:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file; what is no tensor is JSON in it."""
-        write(
-            path,
-            "References",
-            {name: getattr(self, name) for name in _TENSORS}
-            | {name: getattr(self.activity, name) for name in _ACTIVITY},
-            {name: getattr(self, name) for name in _FIELDS},
-            {"names": self.names, "skipped": [[skip.name, skip.reason] for skip in self.skipped]},
-        )
+        save_result(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> References:
@@ -163,27 +152,13 @@ class References:
         Raises:
             LoadError: no such file, a damaged one, or one that holds something else.
         """
-        tensors, fields, texts = read(path, "References")
-        try:
-            activity = LatentActivity(**{name: tensors.pop(name) for name in _ACTIVITY}, n_samples=fields["n_samples"])
-            found = cls(
-                **fields,
-                **{"latents": None, **tensors},
-                names=tuple(texts["names"]),
-                skipped=tuple(Skipped(*skip) for skip in texts["skipped"]),
-                activity=activity,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise not_written(path, "References", error) from error
-        found._check(path)
-        return found
+        return load_result(cls, path, fits=cls._fits)
 
-    def _check(self, path: str | Path) -> None:
-        shapes = {tuple(value.shape) for value in (self.sample, self.activation, self.position)}
+    def _fits(self) -> bool:
+        shapes = {value.shape for value in (self.sample, self.activation, self.position)}
         counts = {len(self.names), len(self.indexes), self.n_samples}
         sizes = {len(value) for value in (self.sample, self.activity.n_active, self.activity.total)}
-        if len(shapes) > 1 or len(counts) > 1 or len(sizes) > 1 or int(self.sample.max()) >= self.n_samples:
-            raise not_written(path, "References", "its parts do not fit together")
+        return len(shapes) == len(counts) == len(sizes) == 1 and int(self.sample.max()) < self.n_samples
 
     def _settings(self) -> dict[str, Any]:
         return {
