@@ -250,7 +250,8 @@ class _Checkpoint:
         if differ:
             shown = "; ".join(f"{name} was {settings.get(name)!r} and is now {self.settings.get(name)!r}"
                               for name in differ)  # fmt: skip
-            raise InputError(f"{self} is the checkpoint of a pass with other settings: {shown}")
+            raise InputError(f"{self} is the checkpoint of a pass with other settings: {shown}; give the name of "
+                             "another file, or delete it")  # fmt: skip
         return _State(*place, state)
 
     def write(self, done: _Place, accumulator: Accumulator[Any]) -> None:

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from clip_lens_ext.errors import InputError, LoadError
-from clip_lens_ext.provenance import module_sha256, versions
+from clip_lens_ext.provenance import versions
 from clip_lens_ext.result_files import not_written, put_together, read_parts, save_result
 from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.live import any_live
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def embed_terms(
         raise InputError(f"batch_size must be a positive integer, got {batch_size!r}")
     clip.tokenize(vocabulary.empty_prompt)  # a model that embeds no text says so here
     assert clip.text is not None
-    model_hash = _model_hash(clip)
+    model_hash = tower_sha256(clip.text)
     if any_live(clip.text.hook_points()) or clip.text.native.training:
         # A hook or dropout may give other embeddings at the next call: they belong to no key.
         return _compute(vocabulary, clip, model_hash, batch_size, progress)
@@ -189,13 +190,6 @@ def _normalised(vectors: Tensor, texts: list[str] | tuple[str, ...]) -> Tensor:
     if wrong:
         raise InputError(f"the embedding of {texts[wrong[0]]!r} is zero or not finite: it has no direction")
     return F.normalize(vectors, dim=-1)
-
-
-def _model_hash(clip: HookedCLIP) -> str:
-    """sha256 over the weights and the configuration of the text tower, wherever it is."""
-    assert clip.text is not None
-    cfg = {key: value for key, value in clip.text.cfg.to_dict().items() if key != "device"}
-    return module_sha256(clip.text.native, about=cfg)
 
 
 def _content(*tensors: Tensor) -> str:
