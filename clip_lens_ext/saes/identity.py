@@ -16,7 +16,7 @@ def sae_sha256(sae: SAE[Any]) -> str:
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> sae, other = cle.planted_sae(), cle.planted_sae("blocks.2.hook_resid_post")
+        >>> sae, other = cle.planted_sae(), cle.planted_sae("blocks.3.hook_resid_post")
         >>> sae_sha256(sae) == sae_sha256(other)
         False
     """
