@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from clip_lens_ext.errors import InputError
+from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.image_files import Skipped
+from clip_lens_ext.result_files import read_parts, write_parts
 
 Value = TypeVar("Value", contravariant=True)
-_KIND = "clip_lens_ext.pass"
+_KIND = "pass"
 
 
 class Batch(Protocol):
@@ -226,7 +225,7 @@ def _check_data(file: _Checkpoint | None, before: _State, chain: str) -> None:
 
 
 class _Checkpoint:
-    """One safetensors file; what is no tensor is JSON in its header."""
+    """One file of `clip_lens_ext.result_files`."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = path, json.loads(json.dumps(dict(settings)))
@@ -241,32 +240,26 @@ class _Checkpoint:
         if not self.path.exists():
             return None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                found = json.loads((file.metadata() or {})[_KIND])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, found, texts = read_parts(self.path, _KIND)
             settings, place = found["settings"], (int(found["n_batches"]), str(found["chain"]))
-            state = {**found["state"], **tensors}
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            state = {**found["state"], **texts, **tensors}
+        except (LoadError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self} is no checkpoint of a pass: {type(error).__name__}: {error}") from error
         names = sorted({*settings, *self.settings})
         differ = [name for name in names if settings.get(name) != self.settings.get(name)]
         if differ:
             shown = "; ".join(f"{name} was {settings.get(name)!r} and is now {self.settings.get(name)!r}"
                               for name in differ)  # fmt: skip
-            raise InputError(f"{self} is the checkpoint of a pass with other settings: {shown}")
+            raise InputError(f"{self} is the checkpoint of a pass with other settings: {shown}; give the name of "
+                             "another file, or delete it")  # fmt: skip
         return _State(*place, state)
 
     def write(self, done: _Place, accumulator: Accumulator[Any]) -> None:
         """Replace the file by the present state: a rename, so that a kill leaves the old one or the new one."""
         state = accumulator.state_dict()
-        tensors = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)  # no two may share memory
-            for name, value in state.items()
-            if isinstance(value, Tensor)
-        }
-        rest = {name: value for name, value in state.items() if name not in tensors}
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        texts = {name: value for name, value in state.items() if isinstance(value, list)}  # names may be a million
+        rest = {name: value for name, value in state.items() if name not in tensors and name not in texts}
         found = {"settings": self.settings, "n_batches": done.n_batches, "chain": done.chain, "state": rest}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.part")
-        save_file(tensors, part, metadata={_KIND: json.dumps(found)})
-        part.replace(self.path)
+        write_parts(self.path, _KIND, tensors, found, texts)

@@ -17,7 +17,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py"))
 # explanation joins attribution and semantics, so it comes after both; plots take it as a result.
 LAYERS = [
     {"errors", "provenance"},
-    {"image_files"},
+    {"image_files", "result_files"},
     {"data", "passes"},
     {"towers"},
     {"saes"},

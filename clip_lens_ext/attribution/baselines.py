@@ -10,6 +10,8 @@ from clip_lens_ext.attribution.assemble import from_entries, from_pairs
 from clip_lens_ext.attribution.results import Attribution
 from clip_lens_ext.attribution.site import ErrorTerm, Site, open_site
 from clip_lens_ext.attribution.targets import Target
+from clip_lens_ext.provenance import fingerprint
+from clip_lens_ext.saes.shuffled_rows import generator
 from clip_lens_ext.towers.positions import TokenScope
 from clip_lens_ext.towers.tower import HookedTower
 
@@ -56,6 +58,9 @@ def random_attribution(
 ) -> Attribution:
     """Independent standard normal numbers for every active latent and target: the control for every comparison.
 
+    A sample's numbers follow from the seed and the sample itself, whatever batch it is in: the results of two parts of
+    the data merge to what one pass over both gives. Samples that are the same have the same numbers.
+
     Args:
         tower, x, sae, target, hook_name, token_scope, error_term: as in `attribution_patching`.
         seed: of the numbers; the result records it.
@@ -65,7 +70,10 @@ def random_attribution(
     """
     site = open_site(tower, x, sae, hook_name=hook_name, token_scope=token_scope, error_term=error_term)
     prediction = site.predict(target)
-    generator = torch.Generator().manual_seed(seed)
-    n_pair = len(site.codes.pairs()[0])
-    value = torch.randn(n_pair, len(target), generator=generator, dtype=torch.float64).to(prediction)
+    n_pairs = torch.bincount(site.codes.pairs()[0], minlength=len(site.inputs)).tolist()
+    drawn = [
+        torch.randn(n, len(target), generator=generator(seed, "random", fingerprint(one)), dtype=torch.float64)
+        for n, one in zip(n_pairs, site.inputs, strict=True)
+    ]
+    value = torch.cat(drawn).to(prediction)
     return from_pairs(site, target, value, prediction, "random", seed=seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_lens_ext.attribution.accumulate import AttributionAccumulator
 from clip_lens_ext.attribution.methods import Method, find_method
@@ -22,9 +21,11 @@ from clip_lens_ext.attribution.targets import Target
 from clip_lens_ext.data import ImageBatch, ImageBatches, Preprocess, image_batches
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.passes import run_pass
-from clip_lens_ext.provenance import fingerprint, versions
+from clip_lens_ext.provenance import versions
 from clip_lens_ext.saes.codes import encode
+from clip_lens_ext.saes.identity import sae_sha256
 from clip_lens_ext.saes.splice import sae_hook_name
+from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.positions import TokenScope
 from clip_lens_ext.towers.tower import HookedTower
 
@@ -143,8 +144,8 @@ class AttributionPass:
             "targets": [target.fingerprint for target in self.targets], "target_of": own,
             "hook_name": sae_hook_name(self.tower, self.sae, self.hook_name),
             "token_scope": self.token_scope or metadata.token_scope, "error_term": self.error_term or "kept",
-            "model": self.tower.cfg.model_name, "model_weights": weights_hash(self.tower.native),
-            "sae_weights": weights_hash(self.sae), "batch_size": batches.batch_size,
+            "model": self.tower.cfg.model_name, "model_sha256": tower_sha256(self.tower),
+            "sae_sha256": sae_sha256(self.sae), "batch_size": batches.batch_size,
         }  # fmt: skip
 
 
@@ -207,11 +208,3 @@ def called(method: Method) -> str:
         given = [*map(repr, method.args), *(f"{name}={value!r}" for name, value in sorted(method.keywords.items()))]
         return f"{called(method.func)}({', '.join(given)})"
     return str(getattr(method, "__qualname__", type(method).__qualname__))
-
-
-def weights_hash(module: nn.Module) -> str:
-    """One hash of all weights and buffers of a module."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {fingerprint(value)}".encode())
-    return digest.hexdigest()[:16]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
 from clip_lens_ext.attribution.shards import check_mergeable, joined_origin, same_origin
-from clip_lens_ext.attribution.storage import load_result, save_result
 from clip_lens_ext.errors import InputError, near
+from clip_lens_ext.result_files import load_result, save_result
 
 Measure = Literal["rank_correlation", "overlap", "deletion_area", "insertion_area"]
 MEASURES: tuple[str, ...] = get_args(Measure)
@@ -160,7 +160,7 @@ class Faithfulness:
         return replace(self, **joined, provenance=provenance)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file; names and settings are JSON in its header."""
+        """Write everything to one safetensors file; what is no tensor is JSON in it."""
         save_result(self, path)
 
     @classmethod
@@ -168,9 +168,16 @@ class Faithfulness:
         """Read a file that `save` wrote.
 
         Raises:
-            LoadError: no such file, or it holds something else.
+            LoadError: no such file, a damaged one, or one that holds something else.
         """
-        return load_result(cls, path)
+        return load_result(cls, path, fits=cls._fits)
+
+    def _fits(self) -> bool:
+        whole = (len(self.methods), self.n_sample, len(self.labels))
+        curves = {self.deletion.shape, self.insertion.shape, (*whole, len(self.steps))}
+        ranks = {self.rank_correlation.shape, self.overlap.shape, whole}
+        counts = {self.n_active.shape, self.n_compared.shape, (self.n_sample,)}
+        return len(curves) == len(ranks) == len(counts) == 1
 
     def _values(self, measure: str) -> Tensor:
         if measure not in MEASURES:

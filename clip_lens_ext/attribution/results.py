@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from clip_lens_ext.attribution.shards import check_mergeable, joined_origin, same_origin
-from clip_lens_ext.attribution.storage import load_result, save_result
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.result_files import load_result, save_result
 
 _TENSORS = ("sample", "latent", "value", "activation", "prediction")
 _OPTIONAL_TENSORS = ("token", "completeness_gap")
@@ -174,7 +174,7 @@ class Attribution:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file; the labels and the origin are JSON in its header."""
+        """Write everything to one safetensors file; what is no tensor is JSON in it."""
         save_result(self, path)
 
     @classmethod
@@ -182,6 +182,15 @@ class Attribution:
         """Read a file that `save` wrote.
 
         Raises:
-            LoadError: no such file, or it holds no attribution.
+            LoadError: no such file, a damaged one, or it holds no attribution.
         """
-        return load_result(cls, path)
+        return load_result(cls, path, fits=cls._fits)
+
+    def _fits(self) -> bool:
+        n_target = len(self.labels)
+        columns = {self.sample.shape, self.latent.shape, self.activation.shape, self.value.shape[:-1]}
+        columns |= set() if self.token is None else {self.token.shape}
+        sizes = ((self.sample, self.n_sample), (self.latent, self.d_sae), (self.token, self.n_token))
+        within = all(len(column) == 0 or int(column.max()) < size for column, size in sizes if column is not None)
+        same = len(columns) == 1 and self.value.shape[-1] == n_target
+        return same and within and self.prediction.shape == (self.n_sample, n_target)

@@ -42,6 +42,7 @@ class Site:
         error_term: `"kept"` or `"dropped"`.
         positions: the SAE's tokens.
         tokens: the prompts' ids, for a text tower.
+        inputs: the tower's input, `[batch ...]`.
         fingerprint: hash of the input.
         stream: at `hook_attn_out` and `hook_mlp_out`: the residual stream that the block adds the activation to.
     """
@@ -56,6 +57,7 @@ class Site:
     error_term: ErrorTerm
     positions: TokenPositions
     tokens: Tensor | None
+    inputs: Tensor
     fingerprint: str
     stream: Tensor | None = None
 
@@ -210,8 +212,8 @@ def site_at(
     base = rows if error_term == "kept" else sae.decode(sae.encode(rows)).to(rows.dtype)
     tokens = x if tower.cfg.tower == "text" else None
     return Site(
-        tower, sae, hook_name, activation, codes, base.detach(), scale, error_term, positions, tokens, fingerprint(x),
-        stream,
+        tower, sae, hook_name, activation, codes, base.detach(), scale, error_term, positions, tokens, x,
+        fingerprint(x), stream,
     )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from clip_lens_ext.attribution.results import Top
 from clip_lens_ext.attribution.shards import check_mergeable, joined_origin, same_origin
-from clip_lens_ext.attribution.storage import load_result, save_result
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.image_files import Skipped
+from clip_lens_ext.result_files import load_result, save_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ class AttributionSummary:
         return replace(self, **added, provenance=joined_origin(self.provenance, other.provenance))
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file; names and settings are JSON in its header."""
+        """Write everything to one safetensors file; what is no tensor is JSON in it."""
         save_result(self, path)
 
     @classmethod
@@ -140,10 +140,10 @@ class AttributionSummary:
         """Read a file that `save` wrote.
 
         Raises:
-            LoadError: no such file, or it holds something else.
+            LoadError: no such file, a damaged one, or one that holds something else.
         """
-        return load_result(cls, path, skipped=_skipped)
+        return load_result(cls, path, fits=cls._fits)
 
-
-def _skipped(entries: list[dict[str, str]]) -> tuple[Skipped, ...]:
-    return tuple(Skipped(**entry) for entry in entries)
+    def _fits(self) -> bool:
+        shapes = {self.total.shape, self.n_top.shape, self.n_active.shape, (len(self.labels), self.d_sae)}
+        return len(shapes) == 1 and self.n_images.shape == (len(self.labels),)

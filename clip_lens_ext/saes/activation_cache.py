@@ -136,7 +136,8 @@ class ActivationCache:
         differ = [key for key in self._identity if there.get(key) != self._identity[key]]
         if differ:
             shown = "; ".join(f"{key} was {there.get(key)!r} and is now {self._identity[key]!r}" for key in differ)
-            raise InputError(f"the activation cache {str(self.path)!r} is of other activations: {shown}")
+            raise InputError(f"the activation cache {str(self.path)!r} is of other activations: {shown}; "
+                             "choose another cache_dir, or remove that one")  # fmt: skip
         for path in sorted(self.path.glob("shard-*.safetensors")):
             try:
                 with safe_open(path, framework="pt") as file:

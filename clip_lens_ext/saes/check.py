@@ -26,6 +26,7 @@ FITS = 0.5
 tokens or a wrong convention mostly less than nothing."""
 BETTER = 0.1
 """By how much another reading has to explain more, to be named as a cause."""
+_N_CONVENTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -214,41 +215,69 @@ def _causes(
     tower: HookedTower, sae: SAE, x: Tensor, name: str, scope: str, explained: float, progress: bool
 ) -> tuple[Cause, ...]:
     found = []
-    readings = _readings(tower, sae, x, name, scope)
-    for what, change, measure in tqdm(readings, desc="trying other readings", unit="reading", disable=not progress):
-        try:
-            value = measure()
-        except InputError:
-            continue  # a scope that this hook or tower does not have
-        if value > explained + BETTER:
-            found.append(Cause(what, value, change))
+    elsewhere = _same_hook_elsewhere(tower, name)
+    scopes = [] if scope == "pooled" else [one for one in ("cls", "patches", "all", "eot") if one != scope]
+    total = len(elsewhere) + len(scopes) + _N_CONVENTIONS
+    with tqdm(total=total, desc="trying other readings", unit="reading", disable=not progress) as bar:
+
+        def consider(what: str, change: dict[str, Any], measure: Callable[[], float]) -> None:
+            bar.update()
+            try:
+                value = measure()
+            except InputError:
+                return  # a scope that this hook or tower does not have
+            if value > explained + BETTER:
+                found.append(Cause(what, value, change))
+
+        def rows(activation: Tensor, hook: str, tokens: Any) -> Tensor:
+            positions = _positions(tower, tokens, x)
+            positions.check(activation, hook)
+            return positions.take(activation)
+
+        def at(activation: Tensor, hook: str, tokens: Any = scope) -> float:
+            return explained_variance(sae, rows(activation, hook, tokens))
+
+        def there(activation: Tensor, hook: str) -> None:
+            consider(f"at {hook}", {"hook_name": hook}, partial(at, activation, hook))
+
+        here = _tapped(tower, x, name, elsewhere, there)
+        for tokens in scopes:
+            consider(f"on {tokens} tokens", {"token_scope": tokens}, partial(at, here, name, tokens))
+        for reading in _conventions(sae, rows(here, name, scope)):
+            consider(*reading)
     return tuple(sorted(found, key=lambda cause: -cause.explained_variance)[:5])
 
 
-def _readings(
-    tower: HookedTower, sae: SAE, x: Tensor, name: str, scope: str
-) -> Iterator[tuple[str, dict[str, Any], Callable[[], float]]]:
-    def rows_at(hook: str, tokens: Any) -> Tensor:
-        activation = tower.run_to(x, hook)
-        positions = _positions(tower, tokens, x)
-        positions.check(activation, hook)
-        return positions.take(activation)
-
-    def at(hook: str, tokens: Any) -> float:
-        return explained_variance(sae, rows_at(hook, tokens))
-
+def _same_hook_elsewhere(tower: HookedTower, name: str) -> list[str]:
+    """The hooks of the same kind and width in the other blocks."""
     parts = name.split(".")
-    if parts[0] == "blocks":
-        for layer in range(tower.cfg.n_layers):
-            other = ".".join(["blocks", str(layer), *parts[2:]])
-            if other != name and tower.hook_width(other) == tower.hook_width(name):
-                yield f"at {other}", {"hook_name": other}, partial(at, other, scope)
-    for tokens in ("cls", "patches", "all", "eot"):
-        if tokens != scope and scope != "pooled":
-            yield f"on {tokens} tokens", {"token_scope": tokens}, partial(at, name, tokens)
+    if parts[0] != "blocks":
+        return []
+    others = [".".join(["blocks", str(layer), *parts[2:]]) for layer in range(tower.cfg.n_layers)]
+    return [other for other in others if other != name and tower.hook_width(other) == tower.hook_width(name)]
+
+
+def _tapped(
+    tower: HookedTower, x: Tensor, name: str, elsewhere: list[str], there: Callable[[Tensor, str], None]
+) -> Tensor:
+    """The activation at a hook; on the same pass `there` sees those at others, of which none is kept."""
+    found: dict[str, Tensor] = {}
+
+    def see(value: Tensor, hook_name: str) -> None:
+        if hook_name == name:
+            found[name] = value
+        else:
+            there(value, hook_name)
+
+    *before, last = sorted([name, *elsewhere], key=tower.hook_names().index)
+    with tower.hooks(fwd_hooks=[(one, lambda value, hook: see(value, hook.name)) for one in before]):
+        see(tower.run_to(x, last), last)  # hooks at the last one itself do not fire
+    return found[name]
+
+
+def _conventions(sae: SAE, here: Tensor) -> Iterator[tuple[str, dict[str, Any], Callable[[], float]]]:
     subtract = not sae.cfg.apply_b_dec_to_input
     words = f"b_dec {'subtracted' if subtract else 'not subtracted'} from the input"
-    here = rows_at(name, scope)
     yield words, {"subtract_b_dec": subtract}, partial(explained_variance, with_bias_flipped(sae), here)
     rows = here.reshape(-1, sae.cfg.d_in)
     mean = rows.mean(dim=0)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError, LoadError
+from clip_lens_ext.result_files import not_written, read_parts, staged, write_parts
 
 if TYPE_CHECKING:
     from clip_lens_ext.saes.codes import SparseCodes
 
-KIND = "clip_lens_ext.SparseCodes"
+_KIND = "SparseCodes"
 
 
 def row_starts(codes: SparseCodes) -> Tensor:
@@ -50,14 +48,15 @@ def save_codes(codes: SparseCodes, path: str | os.PathLike[str]) -> None:
     if path.suffix == ".safetensors":
         # Four bytes an index; the tokens are told by how many entries each has.
         tensors = {
-            "count": row_starts(codes).diff().int().cpu(), "latent": codes.latent.int().cpu(),
-            "value": codes.value.detach().cpu().contiguous(), "position": codes.position.int().cpu().contiguous(),
+            "count": row_starts(codes).diff().int(), "latent": codes.latent.int(), "value": codes.value,
+            "position": codes.position.int(),
         }  # fmt: skip
-        save_file(tensors, path, metadata={"kind": KIND, "facts": json.dumps(facts)})
+        write_parts(path, _KIND, tensors, facts, {})
     elif path.suffix == ".parquet":
         frame = to_frame(codes)
         frame.attrs = {**facts, "position": codes.position.tolist()}
-        frame.to_parquet(path, index=False)
+        with staged(path) as part:
+            frame.to_parquet(part, index=False)
     else:
         raise InputError(f"sparse codes are written as .safetensors or .parquet, not {path.suffix!r}")
 
@@ -73,19 +72,19 @@ def load_codes(path: str | os.PathLike[str]) -> SparseCodes:
         raise LoadError(f"no sparse codes at {str(path)!r}")
     if path.suffix == ".parquet":
         return _load_parquet(path)
+    parts = read_parts(path, _KIND)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != KIND:
-                raise LoadError(f"{str(path)!r} holds no sparse codes")
-            names = ("count", "latent", "value", "position")
-            count, latent, value, position = (file.get_tensor(name) for name in names)
-    except SafetensorError as error:
-        raise LoadError(f"{str(path)!r} is truncated or holds no sparse codes: {error}") from error
-    facts = json.loads(metadata["facts"])
-    sizes = facts.pop("n_sample"), facts.pop("n_token"), facts.pop("d_sae")
+        count, latent, value, position = (parts.tensors[name] for name in ("count", "latent", "value", "position"))
+        sizes = tuple(parts.fields.pop(name) for name in ("n_sample", "n_token", "d_sae"))
+    except KeyError as error:
+        raise not_written(path, _KIND, f"it lacks {error.args[0]}") from error
+    n_sample, n_token, d_sae = sizes
+    rows_fit = len(count) == n_sample * n_token and position.shape == (n_sample, n_token)
+    entries_fit = len(latent) == len(value) == int(count.sum()) and bool((latent < d_sae).all())
+    if not (rows_fit and entries_fit):
+        raise not_written(path, _KIND, "its parts do not fit together")
     starts = torch.cat([count.new_zeros(1).long(), count.long().cumsum(0)])
-    return from_rows(starts, latent, value, sizes, {**facts, "position": position.long()})
+    return from_rows(starts, latent, value, (n_sample, n_token, d_sae), {**parts.fields, "position": position.long()})
 
 
 def _load_parquet(path: Path) -> SparseCodes:

@@ -51,7 +51,7 @@ class RunFolder:
         differ = [name for name in settings if name in there and there[name] != settings[name]]
         if differ:
             shown = "; ".join(f"{name} was {there[name]!r} and is now {settings[name]!r}" for name in differ)
-            raise InputError(f"output_dir {str(self.path)!r} holds a run with other settings: {shown}")
+            raise InputError(f"output_dir {str(self.path)!r} holds a run with other settings: {shown}; choose another")
         self._settings.update(settings)
 
     def begin(self) -> None:

@@ -98,14 +98,15 @@ def train_sae(
             a scope that do not go together, an `output_dir` of a run with other settings, or a loss that diverges.
 
     Example:
-        >>> import open_clip, torch
-        >>> from clip_lens_ext.towers.tower import HookedTower
-        >>> native = open_clip.transformer.VisionTransformer(16, 8, 32, 2, 2, mlp_ratio=2.0, output_dim=16).eval()
-        >>> images = torch.randn(12, 3, 16, 16)
-        >>> sae = train_sae(HookedTower(native), images, hook_name="blocks.0.hook_resid_post", d_sae=64, k=4,
+        >>> import clip_lens_ext as cle
+        >>> clip, world = cle.planted_clip(), cle.PlantedWorld(0)
+        >>> pixels = cle.planted.normalise(world.sample(60, seed=0, split="train").images)
+        >>> sae = train_sae(clip.vision, pixels, hook_name="blocks.1.hook_resid_post", d_sae=128, k=16, lr=5e-3,
         ...                 n_training_tokens=6400, batch_size=64, progress=False)
         >>> sae.cfg.architecture(), sae.cfg.metadata.token_scope, sae.cfg.metadata.n_held_out_images
-        ('topk', 'all', 1)
+        ('topk', 'all', 6)
+        >>> sae.cfg.metadata.explained_variance > 0.6
+        True
     """
     settings = TrainingSettings(
         d_sae=d_sae, architecture=architecture, k=k, token_scope=token_scope, n_training_tokens=n_training_tokens,
@@ -148,13 +149,15 @@ def train_saes(
         HookNameError, InputError: as in `train_sae`; or no hook, one named twice, or an unknown keyword.
 
     Example:
-        >>> import open_clip, torch
-        >>> from clip_lens_ext.towers.tower import HookedTower
-        >>> native = open_clip.transformer.VisionTransformer(16, 8, 32, 2, 2, mlp_ratio=2.0, output_dim=16).eval()
+        >>> import clip_lens_ext as cle
+        >>> clip, world = cle.planted_clip(), cle.PlantedWorld(0)
+        >>> pixels = cle.planted.normalise(world.sample(60, seed=0, split="train").images)
         >>> hooks = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
-        >>> found = train_saes(HookedTower(native), torch.randn(12, 3, 16, 16), hook_names=hooks, d_sae=64, k=4,
+        >>> found = train_saes(clip.vision, pixels, hook_names=hooks, d_sae=128, k=16, lr=5e-3,
         ...                    n_training_tokens=6400, batch_size=64, progress=False)
         >>> [sae.cfg.metadata.hook_name for sae in found.values()] == hooks
+        True
+        >>> min(sae.cfg.metadata.explained_variance for sae in found.values()) > 0.6
         True
     """
     names = [hook_names] if isinstance(hook_names, str) else list(hook_names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
-from torch import nn
 from tqdm.auto import tqdm
 
 from clip_lens_ext.data import Preprocess, image_batches
@@ -26,6 +24,7 @@ from clip_lens_ext.saes.run_folder import RunFolder
 from clip_lens_ext.saes.shuffled_rows import ShuffledRows, split_samples
 from clip_lens_ext.saes.trainer import Run, fit, inference_sae, initialise, make_trainer
 from clip_lens_ext.saes.training_settings import TrainingSettings
+from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.tower import HookedTower
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ def train_at_hooks(
     model = {"model_name": tower.cfg.model_name, "tower": tower.cfg.tower}
     folders: dict[str, RunFolder] = {}
     if cache_dir is not None or any(path is not None for path in output_dirs.values()):
-        model["tower_sha256"] = _module_sha256(tower.native)
+        model["tower_sha256"] = tower_sha256(tower)
     for hook_name, path in output_dirs.items():
         if path is not None:
             folders[hook_name] = RunFolder(path, {**settings.compared, "hook_name": hook_name, **model})
@@ -173,11 +172,3 @@ def _isolated(tower: HookedTower, seed: int) -> Iterator[None]:
         finally:
             for module, mode in modes.items():
                 module.training = mode
-
-
-def _module_sha256(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, weight in module.state_dict().items():
-        digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

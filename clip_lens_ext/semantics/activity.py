@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError
+
+_STATE = ("n_active", "total", "least", "greatest", "n_samples")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +114,16 @@ class ActivityCount:
         self._least = torch.where(merged.n_active > 0, merged.least, torch.inf)
         self._n_samples = merged.n_samples
         return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs."""
+        return {name: getattr(self, f"_{name}") for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what another one of the same size was."""
+        for name in _STATE:
+            value = state[name]
+            setattr(self, f"_{name}", value.clone() if isinstance(value, Tensor) else value)
 
     def result(self) -> LatentActivity:
         """The statistics so far."""

@@ -13,12 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip_lens_ext.errors import InputError, near
-from clip_lens_ext.semantics.files import not_written, read, write
-
-_TENSORS = ("term", "score", "n_references", "directions", "baseline", "term_vectors")
-_FIELDS = (
-    "scorer", "unit", "judge", "vocabulary", "hook_name", "token_scope", "settings", "provenance",
-)  # fmt: skip
+from clip_lens_ext.result_files import load_result, save_result
 
 
 class Label(NamedTuple):
@@ -176,8 +171,7 @@ class Alignment:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file; what is no tensor is JSON in it."""
-        write(path, "Alignment", {name: getattr(self, name) for name in _TENSORS},
-              {name: getattr(self, name) for name in _FIELDS}, {"terms": self.terms})  # fmt: skip
+        save_result(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Alignment:
@@ -186,15 +180,11 @@ class Alignment:
         Raises:
             LoadError: no such file, a damaged one, or one that holds something else.
         """
-        tensors, fields, texts = read(path, "Alignment")
-        try:
-            found = cls(**fields, **tensors, terms=tuple(texts["terms"]))
-        except (KeyError, TypeError) as error:
-            raise not_written(path, "Alignment", error) from error
-        fits = found.term.shape == found.score.shape and len(found.n_references) == found.d_sae
-        if not fits or int(found.term.max()) >= len(found.terms):
-            raise not_written(path, "Alignment", "its parts do not fit together")
-        return found
+        return load_result(cls, path, fits=cls._fits)
+
+    def _fits(self) -> bool:
+        same = self.term.shape == self.score.shape and len(self.n_references) == self.d_sae
+        return same and int(self.term.max()) < len(self.terms)
 
     def _check_latent(self, latent: int) -> None:
         if not 0 <= latent < self.d_sae:

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError
-from clip_lens_ext.semantics.files import not_written, read, write
+from clip_lens_ext.result_files import load_result, save_result
 from clip_lens_ext.semantics.reference_embeddings import ReferenceEmbeddings
 
 TOO_FEW = "fewer than 2 samples"
 NO_DIRECTION = "a sample's embedding is zero or not finite"
-_TENSORS = ("value", "n_samples", "partner")
-_FIELDS = ("name", "bounds", "undefined", "settings", "seed", "provenance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +86,7 @@ class LatentScores:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file."""
-        write(path, "LatentScores", {name: getattr(self, name) for name in _TENSORS},
-              {name: getattr(self, name) for name in _FIELDS}, {})  # fmt: skip
+        save_result(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> LatentScores:
@@ -98,15 +95,7 @@ class LatentScores:
         Raises:
             LoadError: no such file, a damaged one, or one that holds something else.
         """
-        tensors, fields, _ = read(path, "LatentScores")
-        try:
-            low, high = fields.pop("bounds")
-            found = cls(**tensors, **fields, bounds=(low, high))
-        except (KeyError, TypeError, ValueError) as error:
-            raise not_written(path, "LatentScores", error) from error
-        if found.value.shape != found.n_samples.shape:
-            raise not_written(path, "LatentScores", "its parts do not fit together")
-        return found
+        return load_result(cls, path, fits=lambda found: found.value.shape == found.n_samples.shape)
 
 
 class Block(NamedTuple):

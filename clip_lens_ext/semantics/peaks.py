@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -80,6 +81,26 @@ class TopSamples:
             torch.cat([self.sample[rows], new_sample], dim=1),
             torch.cat([self.position[rows], new_position], dim=1),
             self.k,
+        )
+
+    def merge(self, other: TopSamples, *, first: int) -> None:
+        """Take in the top samples of another pass, whose first sample has number `first` here."""
+        shifted = torch.where(other.sample >= 0, other.sample + first, -1)
+        self.activation, self.sample, self.position = greatest(
+            torch.cat([self.activation, other.activation], dim=1),
+            torch.cat([self.sample, shifted], dim=1),
+            torch.cat([self.position, other.position], dim=1),
+            self.k,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What `load_state_dict` needs."""
+        return {"sample": self.sample, "activation": self.activation, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Become what another one of the same sizes was."""
+        self.sample, self.activation, self.position = (
+            state[name].clone() for name in ("sample", "activation", "position")
         )
 
 

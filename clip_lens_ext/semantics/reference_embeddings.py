@@ -14,13 +14,10 @@ from tqdm.auto import tqdm
 
 from clip_lens_ext.data import ImageBatch, ImageBatches, Preprocess, image_batches
 from clip_lens_ext.errors import InputError
-from clip_lens_ext.semantics.files import not_written, read, write
+from clip_lens_ext.result_files import load_result, save_result
 from clip_lens_ext.semantics.references import References
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.tower import HookedTower
-
-_TENSORS = ("vectors", "sample", "row", "activation", "lowest")
-_FIELDS = ("judge", "hook_name", "token_scope", "provenance")
 
 
 class Gathered(NamedTuple):
@@ -113,8 +110,7 @@ class ReferenceEmbeddings:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        write(path, "ReferenceEmbeddings", tensors, {name: getattr(self, name) for name in _FIELDS}, {})
+        save_result(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> ReferenceEmbeddings:
@@ -123,15 +119,11 @@ class ReferenceEmbeddings:
         Raises:
             LoadError: no such file, a damaged one, or one that holds something else.
         """
-        tensors, fields, _ = read(path, "ReferenceEmbeddings")
-        try:
-            found = cls(**tensors, **fields)
-        except TypeError as error:
-            raise not_written(path, "ReferenceEmbeddings", error) from error
-        fits = found.row.shape == found.activation.shape and len(found.sample) == len(found.vectors)
-        if not fits or (found.row.numel() and int(found.row.max()) >= len(found.vectors)):
-            raise not_written(path, "ReferenceEmbeddings", "its parts do not fit together")
-        return found
+        return load_result(cls, path, fits=cls._fits)
+
+    def _fits(self) -> bool:
+        same = self.row.shape == self.activation.shape and len(self.sample) == len(self.vectors)
+        return same and (self.row.numel() == 0 or int(self.row.max()) < len(self.vectors))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ is kept is `[d_sae k]`, so memory does not grow with the data.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +16,21 @@ from typing import Any, NamedTuple
 import torch
 from sae_lens import SAE
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from clip_lens_ext.data import Preprocess, Skipped, image_batches
+from clip_lens_ext.data import ImageBatch, Preprocess, Skipped, image_batches
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.passes import run_pass
 from clip_lens_ext.provenance import versions
+from clip_lens_ext.result_files import load_result, save_result
 from clip_lens_ext.saes.codes import encode
-from clip_lens_ext.semantics.activity import ActivityCount, LatentActivity
-from clip_lens_ext.semantics.files import not_written, read, write
-from clip_lens_ext.semantics.peaks import TopSamples, greatest, peaks
+from clip_lens_ext.saes.identity import sae_sha256
+from clip_lens_ext.saes.splice import sae_hook_name
+from clip_lens_ext.semantics.activity import LatentActivity
+from clip_lens_ext.semantics.peaks import TopSamples, peaks
+from clip_lens_ext.semantics.reference_pass import ReferenceAccumulator, ReferenceBatch
+from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.positions import TokenScope
 from clip_lens_ext.towers.tower import HookedTower
-
-_TENSORS = ("sample", "activation", "position", "indexes", "latents")
-_ACTIVITY = ("n_active", "total", "least", "greatest")
-_FIELDS = ("n_samples", "hook_name", "token_scope", "provenance")
 
 
 class LatentReferences(NamedTuple):
@@ -117,23 +118,18 @@ class References:
         Raises:
             InputError: the two were not collected in the same way.
         """
-        mine, theirs = self._settings(), other._settings()
-        if mine != theirs:
-            differ = ", ".join(f"{key} {mine[key]!r} and {theirs[key]!r}" for key in mine if mine[key] != theirs[key])
+        mine, others = self._settings(), other._settings()
+        if mine != others:
+            differ = ", ".join(f"{key} {mine[key]!r} and {others[key]!r}" for key in mine if mine[key] != others[key])
             raise InputError(f"these references cannot be merged, they differ in {differ}")
         n_read = self.n_samples + len(self.skipped)
-        shifted = torch.where(other.sample >= 0, other.sample + self.n_samples, -1)
-        activation, sample, position = greatest(
-            torch.cat([self.activation, other.activation], dim=1),
-            torch.cat([self.sample, shifted], dim=1),
-            torch.cat([self.position, other.position], dim=1),
-            self.k,
-        )
+        top = self._top()
+        top.merge(other._top(), first=self.n_samples)
         both = "+".join(str(one.provenance["data_fingerprint"]) for one in (self, other))
         return References(
-            sample,
-            activation,
-            position,
+            top.sample,
+            top.activation,
+            top.position,
             self.n_samples + other.n_samples,
             self.names + other.names,
             torch.cat([self.indexes, other.indexes + n_read]),
@@ -147,14 +143,7 @@ class References:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file; what is no tensor is JSON in it."""
-        write(
-            path,
-            "References",
-            {name: getattr(self, name) for name in _TENSORS}
-            | {name: getattr(self.activity, name) for name in _ACTIVITY},
-            {name: getattr(self, name) for name in _FIELDS},
-            {"names": self.names, "skipped": [[skip.name, skip.reason] for skip in self.skipped]},
-        )
+        save_result(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> References:
@@ -163,27 +152,18 @@ class References:
         Raises:
             LoadError: no such file, a damaged one, or one that holds something else.
         """
-        tensors, fields, texts = read(path, "References")
-        try:
-            activity = LatentActivity(**{name: tensors.pop(name) for name in _ACTIVITY}, n_samples=fields["n_samples"])
-            found = cls(
-                **fields,
-                **{"latents": None, **tensors},
-                names=tuple(texts["names"]),
-                skipped=tuple(Skipped(*skip) for skip in texts["skipped"]),
-                activity=activity,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise not_written(path, "References", error) from error
-        found._check(path)
-        return found
+        return load_result(cls, path, fits=cls._fits)
 
-    def _check(self, path: str | Path) -> None:
-        shapes = {tuple(value.shape) for value in (self.sample, self.activation, self.position)}
+    def _fits(self) -> bool:
+        shapes = {value.shape for value in (self.sample, self.activation, self.position)}
         counts = {len(self.names), len(self.indexes), self.n_samples}
         sizes = {len(value) for value in (self.sample, self.activity.n_active, self.activity.total)}
-        if len(shapes) > 1 or len(counts) > 1 or len(sizes) > 1 or int(self.sample.max()) >= self.n_samples:
-            raise not_written(path, "References", "its parts do not fit together")
+        return len(shapes) == len(counts) == len(sizes) == 1 and int(self.sample.max()) < self.n_samples
+
+    def _top(self) -> TopSamples:
+        top = TopSamples(self.d_sae, self.k)
+        top.load_state_dict({"sample": self.sample, "activation": self.activation, "position": self.position})
+        return top
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -208,6 +188,8 @@ def collect_references(
     latents: Sequence[int] | Tensor | None = None,
     preprocess: Preprocess | None = None,
     batch_size: int = 32,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
     progress: bool = True,
 ) -> References:
     """The `k` samples that activate each latent most, in one pass over the data.
@@ -221,6 +203,8 @@ def collect_references(
         latents: only these; None: all.
         preprocess: PIL picture to tensor, for data of files or PIL pictures (`clip.preprocess`).
         batch_size: samples in a batch; the result does not depend on it, save for rounding in the tower.
+        checkpoint: a file; a pass that was interrupted goes on from it, and gives what an uninterrupted one gives.
+        checkpoint_every: batches between two writes.
         progress: draw a bar.
 
     Returns:
@@ -228,7 +212,7 @@ def collect_references(
 
     Raises:
         HookNameError: the tower has no such hook.
-        InputError: `k` or a latent is out of range, the SAE does not fit, or no sample can be read.
+        InputError: `k` or a latent is out of range, the SAE or the checkpoint does not fit, or no sample can be read.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -246,47 +230,47 @@ def collect_references(
     d_sae = sae.cfg.d_sae
     wanted = None if latents is None else _wanted(latents, d_sae)
     batches = image_batches(data, preprocess=preprocess, batch_size=batch_size)
-    top, count = TopSamples(d_sae, k), ActivityCount(d_sae)
     keep = None if wanted is None else torch.zeros(d_sae, dtype=torch.bool).index_fill(0, wanted, True)
-    names: list[str] = []
-    indexes: list[int] = []
-    scope = ""
-    with tqdm(total=batches.n_samples, desc="reference images", unit="image", disable=not progress) as bar:
-        for batch in batches:
-            cfg = tower.cfg
-            x = batch.pixels.to(cfg.device)
-            x = x.to(cfg.dtype) if x.is_floating_point() else x
-            codes = encode(tower, x, sae, hook_name=hook_name, token_scope=token_scope)
-            found = peaks(codes, keep)
-            top.update(found, first=len(names))
-            count.update(found.latent, found.activation, n_samples=len(batch.names))
-            hook_name, scope = codes.hook_name, codes.token_scope
-            names += batch.names
-            indexes += batch.indexes
-            bar.update(len(batch.names))
-            if batches.skipped:
-                bar.set_postfix(skipped=len(batches.skipped))
+
+    def step(batch: ImageBatch) -> ReferenceBatch:
+        x = batch.pixels.to(tower.cfg.device)
+        x = x.to(tower.cfg.dtype) if x.is_floating_point() else x
+        codes = encode(tower, x, sae, hook_name=hook_name, token_scope=token_scope)
+        return ReferenceBatch(peaks(codes, keep), batch.names, batch.indexes, str(codes.hook_name), codes.token_scope)
+
     metadata = sae.cfg.metadata
+    settings: dict[str, Any] = {}
+    if checkpoint is not None:
+        settings = {
+            "k": k, "latents": None if wanted is None else wanted.tolist(), "batch_size": batch_size,
+            "hook_name": sae_hook_name(tower, sae, hook_name), "token_scope": token_scope or metadata.token_scope,
+            "model": tower.cfg.model_name, "model_sha256": tower_sha256(tower), "sae_sha256": sae_sha256(sae),
+        }  # fmt: skip
+    found = ReferenceAccumulator(d_sae, k)
+    report = run_pass(
+        batches, step, found, checkpoint=checkpoint, checkpoint_every=checkpoint_every, settings=settings,
+        description="reference images", progress=progress,
+    )  # fmt: skip
     provenance = {
         "model": tower.cfg.model_name,
         "sae_sha256": metadata.sha256,
         "sae_format": metadata.format,
-        "data_fingerprint": batches.fingerprint,
+        "data_fingerprint": report.fingerprint,
         "versions": versions(),
     }
     return References(
-        top.sample,
-        top.activation,
-        top.position,
-        len(names),
-        tuple(names),
-        torch.tensor(indexes),
-        str(hook_name),
-        scope,
-        tuple(batches.skipped),
+        found.top.sample,
+        found.top.activation,
+        found.top.position,
+        len(found.names),
+        tuple(found.names),
+        torch.tensor(found.indexes),
+        found.hook_name,
+        found.token_scope,
+        report.skipped,
         wanted,
         provenance,
-        count.result(),
+        found.count.result(),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import warnings
@@ -18,8 +17,9 @@ from tqdm.auto import tqdm
 
 from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.provenance import versions
-from clip_lens_ext.semantics.files import not_written, read, write
+from clip_lens_ext.result_files import not_written, put_together, read_parts, save_result
 from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.live import any_live
 
 if TYPE_CHECKING:
@@ -62,12 +62,7 @@ class TermEmbeddings:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file."""
-        fields = {
-            "model": self.model, "model_hash": self.model_hash, "vocabulary": self.vocabulary,
-            "provenance": self.provenance, "content": _content(self.vectors, self.empty),
-        }  # fmt: skip
-        write(path, _KIND, {"vectors": self.vectors, "empty": self.empty}, fields,
-              {"terms": self.terms, "templates": self.templates})  # fmt: skip
+        save_result(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> TermEmbeddings:
@@ -76,14 +71,11 @@ class TermEmbeddings:
         Raises:
             LoadError: no such file, a damaged one, or one that holds something else.
         """
-        tensors, fields, texts = read(path, _KIND)
-        try:
-            content = fields.pop("content")
-            found = cls(**tensors, **fields, terms=tuple(texts["terms"]), templates=tuple(texts["templates"]))
-        except (KeyError, TypeError) as error:
-            raise not_written(path, _KIND, error) from error
-        if len(found.vectors) != len(found.terms) or content != _content(found.vectors, found.empty):
-            raise not_written(path, _KIND, "its numbers are not those that were written")
+        parts = read_parts(path, _KIND)
+        content = parts.fields.pop("content", None)  # in files of before: the hash of the vectors alone
+        found = put_together(cls, parts, path, fits=lambda found: len(found.vectors) == len(found.terms))
+        if content not in (None, _content(found.vectors, found.empty)):
+            raise not_written(path, _KIND, "its content is not what was written")
         return found
 
 
@@ -102,7 +94,7 @@ def embed_terms(
         raise InputError(f"batch_size must be a positive integer, got {batch_size!r}")
     clip.tokenize(vocabulary.empty_prompt)  # a model that embeds no text says so here
     assert clip.text is not None
-    model_hash = _model_hash(clip)
+    model_hash = tower_sha256(clip.text)
     if any_live(clip.text.hook_points()) or clip.text.native.training:
         # A hook or dropout may give other embeddings at the next call: they belong to no key.
         return _compute(vocabulary, clip, model_hash, batch_size, progress)
@@ -198,21 +190,6 @@ def _normalised(vectors: Tensor, texts: list[str] | tuple[str, ...]) -> Tensor:
     if wrong:
         raise InputError(f"the embedding of {texts[wrong[0]]!r} is zero or not finite: it has no direction")
     return F.normalize(vectors, dim=-1)
-
-
-def _model_hash(clip: HookedCLIP) -> str:
-    """sha256 over the weights and the configuration of the text tower, wherever it is."""
-    assert clip.text is not None
-    cfg = {key: value for key, value in clip.text.cfg.to_dict().items() if key != "device"}
-    digest = hashlib.sha256(json.dumps(cfg, sort_keys=True, default=str).encode())
-    for name, value in sorted(clip.text.native.state_dict().items()):
-        if not isinstance(value, Tensor):  # what a module keeps beside its tensors
-            digest.update(f"{name} {value!r}".encode())
-            continue
-        plain = value.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {list(plain.shape)}".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _content(*tensors: Tensor) -> str:

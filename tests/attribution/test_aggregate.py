@@ -257,12 +257,12 @@ def test_a_checkpoint_of_another_question(tmp_path: Path) -> None:
         aggregate_attributions(tower, x.flip(0), sae, target, **settings)
     with torch.no_grad():
         sae.W_dec[0] += 1e-6
-    with pytest.raises(InputError, match="sae_weights was"):
+    with pytest.raises(InputError, match="sae_sha256 was"):
         aggregate_attributions(tower, x, sae, target, **settings)
     with torch.no_grad():
         sae.W_dec[0] -= 1e-6
         tower.native.proj[0] += 1e-3
-    with pytest.raises(InputError, match="model_weights was"):
+    with pytest.raises(InputError, match="model_sha256 was"):
         aggregate_attributions(tower, x, sae, target, **settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -109,6 +110,23 @@ def test_random_numbers_are_seeded_and_say_so() -> None:
     # Mean and variance of n standard normal numbers, within five of their standard deviations.
     assert abs(float(one.value.mean())) < 5 / n**0.5
     assert abs(float(one.value.var()) - 1) < 5 * (2 / n) ** 0.5
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [3, 1], [1, 3]])
+def test_random_numbers_belong_to_the_sample(sizes: list[int]) -> None:
+    """In any batch, at any place in it; samples that differ have numbers of their own, in every batch."""
+    model, x, sae, directions = make(MIDDLE, "standard", batch=4)
+    tower, target = HookedTower(model), direction_target(directions)
+    whole = random_attribution(tower, x, sae, target, seed=3)
+    found = [random_attribution(tower, part, sae, target, seed=3) for part in x.split(sizes)]
+    assert torch.equal(torch.cat([part.value for part in found]), whole.value)
+    turned = random_attribution(tower, x.flip(0), sae, target, seed=3)
+    assert torch.equal(turned.dense().flip(0), whole.dense())
+    each = [part.flatten()[:60] for part in whole.dense()]
+    both = [(one != 0) & (other != 0) for one, other in pairwise(each)]
+    assert all(mask.any() for mask in both)
+    for (one, other), mask in zip(pairwise(each), both, strict=True):
+        assert not torch.isclose(one[mask], other[mask]).any()
 
 
 @pytest.mark.parametrize("method", [logit_lens, activation_energy, random_attribution])

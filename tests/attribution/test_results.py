@@ -154,6 +154,8 @@ def test_save_of_a_random_one_and_of_several_targets(tmp_path: Path) -> None:
         "no tensors",
         "no labels",
         "another field",
+        "labels too few",
+        "a latent too many",
     ],
 )
 def test_broken_files(tmp_path: Path, fault: str) -> None:
@@ -177,10 +179,17 @@ def test_broken_files(tmp_path: Path, fault: str) -> None:
     elif fault == "no tensors":
         save_file({"x": torch.zeros(1)}, path, metadata={key: json.dumps(header)})
     elif fault == "no labels":
-        header.pop("labels")
+        del tensors["texts/labels"]
         save_file(tensors, path, metadata={key: json.dumps(header)})
-    else:
+    elif fault == "another field":
         save_file(tensors, path, metadata={key: json.dumps({**header, "colour": "red"})})
+    else:
+        if fault == "labels too few":
+            del tensors["texts/labels"]
+            header["labels"] = ["a cat"]
+        else:
+            tensors["latent"][0] = 37
+        save_file(tensors, path, metadata={key: json.dumps(header)})
     with pytest.raises(LoadError, match=r"no file of Attribution\.save"):
         Attribution.load(path)
 

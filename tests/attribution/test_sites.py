@@ -179,3 +179,45 @@ def test_hooks_that_are_no_site() -> None:
             InputError, match=r"carries only a part of the state; see .* hook_attn_out and hook_mlp_out"
         ):
             attribution_patching(tower, x, sae, direction_target(directions))
+
+
+@pytest.mark.parametrize("scope", ["patches", "all"])
+@pytest.mark.parametrize(
+    "hook", ["attn.hook_z", "attn.hook_result", "mlp.hook_pre", "mlp.hook_post", "ln2.hook_normalized"]
+)
+def test_hooks_inside_of_the_last_block_are_no_site_either(hook: str, scope: str) -> None:
+    """Patches have no path to a CLS that is pooled from there; that no tail starts there is said first."""
+    model, x, _, directions = make(("vision", "plain", "blocks.1.hook_mlp_out", "cls", 48))
+    tower = HookedTower(model)
+    name = f"blocks.1.{hook}"
+    width = 120 if hook.startswith("mlp") else 48
+    sae = build_sae("topk", width, name, scope, reshape=hook == "attn.hook_z")
+    for method in (attribution_patching, exact_ablation, integrated_gradients):
+        with pytest.raises(InputError, match=rf"{name} carries only a part of the state; see tower\.split_names"):
+            method(tower, x, sae, direction_target(directions))
+
+
+@pytest.mark.parametrize("hook", ["hook_full_embed", "blocks.0.hook_resid_mid", "blocks.1.hook_attn_out",
+                                  "blocks.2.hook_resid_pre", "blocks.2.hook_resid_post"])  # fmt: skip
+@pytest.mark.parametrize("scope", ["patches", "all"])
+def test_tokens_after_the_end_of_text_get_nothing(hook: str, scope: str) -> None:
+    """Under causal attention the embedding does not depend on them: every method that runs the tail says zero."""
+    model, x, sae, directions = make(("text", "flattened", hook, scope, 40), batch=3)
+    tower, target = HookedTower(model), direction_target(directions)
+    eot = tower.eot_positions(x)
+    assert eot is not None
+    for method in (attribution_patching, integrated_gradients):
+        found = method(tower, x, sae, target, per_token=True)
+        after = found.token + (scope == "patches") > eot[found.sample]
+        assert after.any()
+        assert (found.value[after] == 0).all()
+        assert (found.value[~after] != 0).any()
+    codes = open_site(tower, x, sae).codes
+    late = codes.position[codes.sample, codes.token] > eot[codes.sample]
+    reaching = set(zip(codes.sample[~late].tolist(), codes.latent[~late].tolist(), strict=True))
+    exact = exact_ablation(tower, x, sae, target, progress=False)
+    pairs = list(zip(exact.sample.tolist(), exact.latent.tolist(), strict=True))
+    dead = torch.tensor([pair not in reaching for pair in pairs])
+    assert dead.any()
+    assert exact.value[dead].abs().max() < 1e-14  # float64: the same numbers in a batch of another size
+    assert exact.value[~dead].abs().max() > 1e-4

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 import clip_lens_ext as cle
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.saes.check import explained_variance
 from clip_lens_ext.saes.clip_sae import ClipSAE, ClipSAEConfig
+from clip_lens_ext.towers.positions import select_tokens
 
 HOOK = "blocks.2.hook_resid_post"
 
@@ -51,6 +53,47 @@ def test_the_wrong_hook_is_named(world: Any) -> None:
     assert found.verdict == "suspicious"
     assert found.causes[0].change == {"hook_name": HOOK}
     assert f"at {HOOK}: explained variance 0.9" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("hook", "scope"), [("blocks.0.hook_resid_post", "all"), ("blocks.3.hook_resid_pre", "patches"),
+                        ("blocks.1.hook_mlp_out", "all"), ("blocks.3.hook_attn_out", "cls")],
+)  # fmt: skip
+def test_other_blocks_and_tokens_are_measured_in_one_pass(world: Any, hook: str, scope: Any) -> None:
+    tower, sae, pixels = world
+    pixels = pixels[:6]
+    runs: list[int] = []
+    # Every reading is a cause: the SAE that is checked explains next to nothing.
+    poor = copy.deepcopy(sae)
+    with torch.no_grad():
+        poor.b_dec += 20
+    poor.cfg.apply_b_dec_to_input = False
+    with tower.hooks(fwd_hooks=[("hook_embed", lambda value, hook: runs.append(len(value)))]):
+        cle.check_sae(tower, pixels, poor, hook_name=hook, token_scope=scope, batch_size=6, progress=False)
+    # The one batch, its embeddings with and without the SAE where no tail starts at the hook, and all other readings.
+    assert runs == [6] * (2 if hook in tower.split_names() else 5)
+    seen: dict[str, float] = {}
+    kind = hook.split(".")[-1]
+    for layer in range(tower.cfg.n_layers):
+        other = f"blocks.{layer}.{kind}"
+        rows = select_tokens(tower.run_to(pixels, other), scope)
+        seen[f"at {other}"] = explained_variance(sae, rows)
+    for tokens in ("cls", "patches", "all"):
+        seen[f"on {tokens} tokens"] = explained_variance(sae, select_tokens(tower.run_to(pixels, hook), tokens))
+    own = explained_variance(sae, select_tokens(tower.run_to(pixels, hook), scope))
+    found = cle.check_sae(tower, pixels, sae, hook_name=hook, token_scope=scope, progress=False)
+    for cause in found.causes:
+        if cause.what in seen:  # batches of other sizes: rounding in float32
+            assert cause.explained_variance == pytest.approx(seen.pop(cause.what), abs=1e-4)
+    if len(found.causes) < 5:
+        assert all(value <= own + 0.1 + 1e-4 for value in seen.values())
+
+
+def test_the_bar_comes_to_its_end(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    tower, sae, pixels = world
+    for hook, scope, total in ((HOOK, "all", 3 + 3 + 4), ("hook_pooled", "pooled", 4)):
+        cle.check_sae(tower, pixels[:2], sae, hook_name=hook, token_scope=scope)  # type: ignore[arg-type]
+        assert f"trying other readings: 100%|██████████| {total}/{total}" in capsys.readouterr().err
 
 
 def test_the_wrong_tokens_are_named(world: Any) -> None:

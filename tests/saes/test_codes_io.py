@@ -67,9 +67,12 @@ def test_size_on_disk_is_proportional_to_l0(tmp_path: Path) -> None:
 def test_what_is_no_codes(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="no sparse codes at"):
         SparseCodes.load(tmp_path / "gone.safetensors")
-    for name in ("broken.safetensors", "broken.parquet"):
+    for name, message in (
+        ("broken.safetensors", r"no file of SparseCodes\.save: SafetensorError"),
+        ("broken.parquet", "truncated or holds no sparse codes"),
+    ):
         (tmp_path / name).write_bytes(b"nothing")
-        with pytest.raises(LoadError, match="truncated or holds no sparse codes"):
+        with pytest.raises(LoadError, match=message):
             SparseCodes.load(tmp_path / name)
     with pytest.raises(InputError, match=r"\.safetensors or \.parquet"):
         make(1, 1, 2, 1.0).save(tmp_path / "codes.npz")

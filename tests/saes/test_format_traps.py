@@ -42,6 +42,18 @@ def test_saev_bias_is_subtracted_in_old_files_and_not_in_new_ones(tmp_path: Path
     assert not torch.allclose(told.encode(x), unsure.encode(x))
 
 
+def test_saev_thresholds_that_cut_nothing_off_and_that_are_none(tmp_path: Path) -> None:
+    header = {"schema": 5, "cfg": {"d_model": D, "activation": {"cls": "BatchTopK", "params": {"top_k": 3}}}}
+    x = rows()
+    for threshold in (0.0, -0.5):
+        written = checkpoints.saev(tmp_path, header, False, threshold)
+        sae = load_sae(written.path, **HOOK)
+        torch.testing.assert_close(sae.encode(x).double(), written.forward(x)[0], rtol=1e-5, atol=2e-6)
+        assert float(sae.threshold[0]) == threshold, "what the file says stays readable"
+    with pytest.raises(LoadError, match="threshold"):
+        load_sae(checkpoints.saev(tmp_path, header, False, float("nan")).path, **HOOK)
+
+
 def test_input_statistics_that_no_file_has(tmp_path: Path) -> None:
     written = checkpoints.saev(tmp_path, LEGACY, True)
     mean, scale = noise(D, seed=31), 0.25

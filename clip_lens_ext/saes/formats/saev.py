@@ -58,8 +58,7 @@ def convert(
         record.activation, record.k, record.keep_sign = "topk", k, True
     elif kind == "BatchTopK":
         (threshold,) = need(tensors, path, _THRESHOLD)
-        if float(threshold) > 0:
-            record.activation, record.threshold = "threshold", float(threshold)
+        record.activation, record.threshold = "threshold", float(threshold)
     return translate(record, path, format="saev", device=device, cfg_overrides=cfg_overrides)
 
 

@@ -23,27 +23,28 @@ _SPLIT = "batch token (head d_head) -> batch token head d_head"
 
 
 class AttentionReading:
-    """Self-attention of one native block.
+    """Self-attention of one native block, by the names that most of them give their parts.
 
     Attributes:
         native: the module.
         n_heads: heads.
         d_head: width of a head.
-        scale: what the dot products are multiplied with.
     """
 
-    native: Any
-    n_heads: int
-    d_head: int
+    def __init__(self, native: Any) -> None:
+        self.native: Any = native
+        self.n_heads: int = native.num_heads
+        self.d_head: int = native.head_dim
 
     @property
     def scale(self) -> float:
-        return self.d_head**-0.5
+        """What the dot products are multiplied with."""
+        return self.native.scale
 
     @property
     def dropout(self) -> float:
         """Probability of dropping an entry of the pattern, in the mode that the module is in."""
-        return 0.0
+        return self.native.dropout if self.native.training else 0.0
 
     @property
     def absorbs_keys(self) -> bool:
@@ -58,23 +59,28 @@ class AttentionReading:
         """Queries, keys and values as they enter the dot products, each `[batch token head d_head]`."""
         raise NotImplementedError
 
-    def out(self, z: Tensor) -> Tensor:
-        """The output projection of `[... head*d_head]`, with its bias."""
-        raise NotImplementedError
-
     def weights(self, which: str) -> tuple[Tensor, Tensor | None]:
         """Weight `[head d_model d_head]` and bias `[head d_head]` of `"q"`, `"k"` or `"v"`: views of native ones."""
         raise NotImplementedError
 
     @property
+    def projection(self) -> nn.Linear:
+        """The output projection."""
+        return self.native.out_proj
+
+    def out(self, z: Tensor) -> Tensor:
+        """What follows the heads, of `[... head*d_head]`: the output projection, with its bias."""
+        return self.projection(z)
+
+    @property
     def out_weight(self) -> Tensor:
         """Weight of the output projection as torch keeps it, `[d_model head*d_head]`."""
-        raise NotImplementedError
+        return self.projection.weight
 
     @property
     def out_bias(self) -> Tensor | None:
         """Bias of the output projection `[d_model]`."""
-        raise NotImplementedError
+        return self.projection.bias
 
     def additive(self, mask: Mask, q: Tensor) -> Tensor | None:
         """The mask as a tensor that is added to scores `[batch head query key]`."""
@@ -99,12 +105,9 @@ class AttentionReading:
 class MultiheadAttentionReading(AttentionReading):
     """`torch.nn.MultiheadAttention` with one fused input projection (open_clip)."""
 
-    def __init__(self, native: nn.MultiheadAttention) -> None:
-        self.native, self.n_heads, self.d_head = native, native.num_heads, native.head_dim
-
     @property
-    def dropout(self) -> float:
-        return self.native.dropout if self.native.training else 0.0
+    def scale(self) -> float:
+        return self.d_head**-0.5
 
     def run(self, x: Tensor, mask: Mask) -> Tensor:
         mask = mask.to(x.dtype) if mask is not None else None
@@ -119,36 +122,14 @@ class MultiheadAttentionReading(AttentionReading):
         q, k, v = F.linear(x, self.native.in_proj_weight, self.native.in_proj_bias).chunk(3, dim=-1)
         return self._split(q), self._split(k), self._split(v)
 
-    def out(self, z: Tensor) -> Tensor:
-        return self.native.out_proj(z)
-
     def weights(self, which: str) -> tuple[Tensor, Tensor | None]:
         index = "qkv".index(which)
         bias = None if self.native.in_proj_bias is None else self.native.in_proj_bias.chunk(3)[index]
         return self._by_head(self.native.in_proj_weight.chunk(3)[index], bias)
 
-    @property
-    def out_weight(self) -> Tensor:
-        return self.native.out_proj.weight
-
-    @property
-    def out_bias(self) -> Tensor | None:
-        return self.native.out_proj.bias
-
 
 class SeparateProjections(AttentionReading):
     """`q_proj`, `k_proj`, `v_proj`, `out_proj` (Hugging Face's CLIP and SigLIP)."""
-
-    def __init__(self, native: Any) -> None:
-        self.native, self.n_heads, self.d_head = native, native.num_heads, native.head_dim
-
-    @property
-    def scale(self) -> float:
-        return self.native.scale
-
-    @property
-    def dropout(self) -> float:
-        return self.native.dropout if self.native.training else 0.0
 
     def run(self, x: Tensor, mask: Mask) -> Tensor:
         return self.native(hidden_states=x, **as_keywords(mask))[0]
@@ -157,31 +138,13 @@ class SeparateProjections(AttentionReading):
         native = self.native
         return self._split(native.q_proj(x)), self._split(native.k_proj(x)), self._split(native.v_proj(x))
 
-    def out(self, z: Tensor) -> Tensor:
-        return self.native.out_proj(z)
-
     def weights(self, which: str) -> tuple[Tensor, Tensor | None]:
         linear = getattr(self.native, f"{which}_proj")
         return self._by_head(linear.weight, linear.bias)
 
-    @property
-    def out_weight(self) -> Tensor:
-        return self.native.out_proj.weight
-
-    @property
-    def out_bias(self) -> Tensor | None:
-        return self.native.out_proj.bias
-
 
 class FusedProjection(AttentionReading):
     """`qkv`, `q_norm`, `k_norm`, `norm`, `proj` (timm's `Attention`, ungated)."""
-
-    def __init__(self, native: Any) -> None:
-        self.native, self.n_heads, self.d_head = native, native.num_heads, native.head_dim
-
-    @property
-    def scale(self) -> float:
-        return self.native.scale
 
     @property
     def dropout(self) -> float:
@@ -198,6 +161,10 @@ class FusedProjection(AttentionReading):
         q, k, v = (self._split(part) for part in self.native.qkv(x).chunk(3, dim=-1))
         return self.native.q_norm(q), self.native.k_norm(k), v
 
+    @property
+    def projection(self) -> nn.Linear:
+        return self.native.proj
+
     def out(self, z: Tensor) -> Tensor:
         return self.native.proj_drop(self.native.proj(self.native.norm(z)))
 
@@ -205,14 +172,6 @@ class FusedProjection(AttentionReading):
         index, linear = "qkv".index(which), self.native.qkv
         bias = None if linear.bias is None else linear.bias.chunk(3)[index]
         return self._by_head(linear.weight.chunk(3)[index], bias)
-
-    @property
-    def out_weight(self) -> Tensor:
-        return self.native.proj.weight
-
-    @property
-    def out_bias(self) -> Tensor | None:
-        return self.native.proj.bias
 
 
 def as_keywords(mask: Mask) -> dict[str, Any]:
