@@ -214,8 +214,8 @@ class _Sums:
     @classmethod
     def empty(cls, d: int, device: torch.device) -> _Sums:
         """Those of no rows."""
-        zeros = {"dtype": torch.float64, "device": device}
-        return cls(0, torch.zeros(d, **zeros), torch.zeros(d, d, **zeros))
+        zeros = torch.zeros(d, d, dtype=torch.float64, device=device)
+        return cls(0, zeros.sum(dim=0), zeros)
 
     def add(self, rows: Tensor) -> None:
         """Take in rows `[row d]`, all finite."""

@@ -153,8 +153,10 @@ class NoiseSplit:
             with safe_open(path, framework="pt") as file:
                 fields = json.loads((file.metadata() or {})[_KIND])
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            plain = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-            found = cls(**tensors, **plain)
+            plain: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+            }
+            found = cls(**{**tensors, **plain})
             whole = found.basis.shape[0] == found.means.shape[1] == found.eigenvalues.shape[1]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
             raise LoadError(

@@ -103,7 +103,7 @@ def ask(
     if len(widths) > 1:
         raise InputError(f"image rows have length {origins[0].d} and text rows {origins[1].d}: a shared subspace needs "
                          "one space; residual streams of two towers are split each by itself")  # fmt: skip
-    middle = sum(origin.mean for origin in origins) / len(origins)
+    middle = torch.stack([origin.mean for origin in origins]).mean(dim=0)
     sources = tuple(
         _source(label, rows, origin, centre, middle) for label, rows, origin in zip(labels, given, origins, strict=True)
     )
@@ -121,12 +121,12 @@ def _moments(given: Rows, label: str) -> Covariance:
         raise InputError(f"{label}: float rows [n d], a Covariance or a StreamingCovariance are needed, got {found}")
     if len(given) < 2 or given.shape[1] < 1:
         raise InputError(f"{label}: at least two rows are needed, got {list(given.shape)}")
-    found = StreamingCovariance(given.shape[1])
+    moments = StreamingCovariance(given.shape[1])
     try:
-        found.update(given)
+        moments.update(given)
     except InputError as error:
         raise InputError(f"{label}: {error}") from error
-    return found.result()
+    return moments.result()
 
 
 def _source(label: str, given: Rows, origin: Covariance, centre: Centre, middle: Tensor) -> Source:

@@ -99,8 +99,10 @@ class MarchenkoPastur:
         if self.edge == "lower" or self.variance is not None:
             raise InputError("of ratios of variances there is the upper edge alone, and it has no variance")
         if spectrum.n_control <= spectrum.d:
-            raise InputError(f"the control has {int(spectrum.n_control) + 1} rows in {spectrum.d} dimensions: this "
-                             "cut needs more rows than dimensions; collect more, or use 'knee', 'gap' or a number")  # fmt: skip
+            raise InputError(
+                f"the control has {int(spectrum.n_control) + 1} rows in {spectrum.d} dimensions: this cut needs more "
+                "rows than dimensions; collect more, or use 'knee', 'gap' or a number"
+            )
         # The values are real over control, the law is of control over real: its lower edge is their upper one.
         low = wachter_edges(spectrum.d / spectrum.n_control, spectrum.d / spectrum.n)[0]
         return up_to(spectrum.values, 1 / low)
