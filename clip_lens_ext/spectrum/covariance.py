@@ -221,10 +221,8 @@ class _Sums:
         """Take in rows `[row d]`, all finite."""
         if len(rows) == 0:
             return
-        shift = rows.mean(dim=0)
-        if not torch.isfinite(shift).all():  # the sum of huge float32 rows
-            rows = rows.double()
-            shift = rows.mean(dim=0)
+        # Summed in float64: huge rows do not overflow it, and a constant column is left exactly zero.
+        shift = rows.mean(dim=0, dtype=torch.float64).to(rows.dtype)
         centred = rows - shift
         # The shift is the mean as float32 has it; what is missing of it is small, and so is its own error.
         rest = centred.mean(dim=0).double()

@@ -30,7 +30,8 @@ class SubgroupOverlap:
         by_chance: its mean for random (Haar) subspaces, `max(k_g, k_h) / d`: the floor.
         split_half: the overlap of the noise of two random halves of one subset, mean over halves and over `g` and `h`:
             the ceiling that the number of rows leaves. Halves have half of the rows, so the pair may lie above it.
-        interval: bootstrap interval of the overlap, `[subset subset 2]`: NaN where there are no draws.
+        interval: basic bootstrap interval of the overlap, `[subset subset 2]`: NaN where there are no draws. Few rows
+            make an overlap too small, and the interval takes that off: it may lie above the overlap itself.
         angles: principal angles in radians, smallest first, `[subset subset angle]`, NaN beyond `min(k_g, k_h)`.
         n_undefined: bootstrap pairs without an overlap, because a draw had no noise.
         confidence, seed: of the interval.

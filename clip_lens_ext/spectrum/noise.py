@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import versions
 from clip_lens_ext.spectrum.cuts import Cut, find_cut
 from clip_lens_ext.spectrum.noise_split import NoiseSplit
@@ -82,6 +83,7 @@ def split_noise(
     for sentence in weak:
         warnings.warn(sentence, stacklevel=2)
     found = definition.find(question, chosen)
+    _check(found, definition.name, question.d)
     settings: dict[str, Any] = {"centre": centre, "min_cosine": min_cosine}
     if is_dataclass(chosen) and not isinstance(chosen, type):
         settings |= asdict(chosen)
@@ -101,6 +103,17 @@ def split_noise(
         **_origin(question.sources),
         warnings=(*weak, *_oddities(found, question.d)),
     )
+
+
+def _check(found: Found, rule: str, d: int) -> None:
+    """A rule of one's own is held to what the result says of it."""
+    if not isinstance(found, Found) or not found.spectra or len(found.spectra) != len(found.cutoffs):
+        raise InputError(f"the rule {rule!r} must give a Found with one cutoff for each of one or more spectra")
+    basis = found.basis
+    shaped = basis.dim() == 2 and len(basis) == d and basis.dtype == torch.float64
+    if not shaped or not torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=basis.dtype), atol=1e-8):
+        raise InputError(f"the rule {rule!r} must give an orthonormal float64 basis [{d} rank], got "
+                         f"{basis.dtype} {list(basis.shape)}")  # fmt: skip
 
 
 def _called(cut: Cut, given: Any) -> str:

@@ -34,7 +34,7 @@ class NoiseSplit:
         labels: of what each spectrum is.
         threshold: at which value of each spectrum noise begins, in its units.
         n_noise: how many directions of each spectrum lie below.
-        modalities: `("image", "text")`, or `("image",)` for one tower alone.
+        modalities: `("image", "text")`, or one of them for one tower alone (`"image"` where that is not known).
         n: rows of each modality.
         means: mean row of each modality, `[modality d]`.
         rule, cut: by which names.

@@ -107,6 +107,8 @@ def _towers(clip: HookedCLIP, split: NoiseSplit, name: str, given: Sequence[Towe
         if isinstance(given, str) or not given:
             raise InputError(f"towers is a list of 'vision' and 'text', got {given!r}")
         return tuple(dict.fromkeys(given))
+    if name not in clip.vision.hook_dict and (clip.text is None or name not in clip.text.hook_dict):
+        clip.vision.check_hook_name(name)  # a wrong name, and no question of the tower
     if name == EMBEDDING:
         return ("vision",) if clip.text is None else ("vision", "text")
     if split.tower is None:

@@ -96,9 +96,9 @@ def ask(
         raise InputError("centre='pooled' is the mean of two modalities, and there is one: use 'each' or 'none'")
     if not 0 < min_cosine <= 1:
         raise InputError(f"min_cosine is a cosine in (0, 1], got {min_cosine}")
-    labels = ("image",) if text is None else ("image", "text")
     given = (image,) if text is None else (image, text)
-    origins = [_moments(rows, label) for rows, label in zip(given, labels, strict=True)]
+    origins = [_moments(rows, label) for rows, label in zip(given, ("image", "text"), strict=False)]
+    labels = ("image", "text") if text is not None else ("text",) if origins[0].tower == "text" else ("image",)
     widths = {origin.d for origin in origins}
     if len(widths) > 1:
         raise InputError(f"image rows have length {origins[0].d} and text rows {origins[1].d}: a shared subspace needs "

