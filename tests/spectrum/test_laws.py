@@ -62,7 +62,8 @@ def test_wachter_edges_against_simulation() -> None:
     values = np.linalg.eigvals(np.linalg.solve(b.T @ b / 1000, a.T @ a / 800)).real
     low, high = laws.wachter_edges(200 / 800, 200 / 1000)
     assert values.min() == pytest.approx(low, abs=0.02)
-    assert values.max() == pytest.approx(high, abs=0.15)
+    # The greatest of 200 lies a twentieth within the edge, of order n^(-2/3).
+    assert values.max() == pytest.approx(high, abs=0.25)
 
 
 def test_haar_overlap_and_dimension_against_simulation() -> None:

@@ -16,8 +16,8 @@ def max_rayleigh(question: Question, cut: Cut) -> Found:
     """Directions `u` with `max_m u'S_m u / t_m <= 1`, `t_m` where the cut falls in the spectrum of modality `m`.
 
     The directions are the eigenvectors of `sum_m S_m / t_m`, so a modality with a larger scale, or more rows, does not
-    drown the other. With a given number `k` they are the `k` with the least maximum, in units of the mean variances. The spectra are those of either
-    modality; the last is that of the maxima, in units of the thresholds.
+    drown the other. With a given number `k` they are the `k` with the least maximum, in units of the mean variances.
+    The spectra are those of either modality; the last is that of the maxima, in units of the thresholds.
     """
     spectra = tuple(spectrum_of(source, question.progress) for source in question.sources)
     cutoffs = tuple(cut(spectrum) for spectrum in spectra)
