@@ -65,8 +65,8 @@ def gavish_donoho_factor(ratio: float) -> float:
         ratio: `beta`, the shorter side of the matrix over the longer, in (0, 1].
 
     Example:
-        >>> round(gavish_donoho_factor(1.0), 4)
-        2.8582
+        >>> round(gavish_donoho_factor(1.0), 3)
+        2.858
 
     Reference:
         Gavish and Donoho (2014), The optimal hard threshold for singular values is 4/sqrt(3), arXiv 1305.5870.
