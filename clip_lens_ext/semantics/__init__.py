@@ -4,14 +4,21 @@ from clip_lens_ext.semantics.activity import LatentActivity
 from clip_lens_ext.semantics.alignment import align
 from clip_lens_ext.semantics.clarity import clarity
 from clip_lens_ext.semantics.crops import ReferenceCrops, crop_references
+from clip_lens_ext.semantics.drawn_text import draw_word, mask_boxes
+from clip_lens_ext.semantics.flag_results import Evidence, Flag, Flags
+from clip_lens_ext.semantics.flags import flag_components
+from clip_lens_ext.semantics.intervention_effects import InterventionEffects
+from clip_lens_ext.semantics.interventions import Intervention, measure_interventions
 from clip_lens_ext.semantics.labels import Alignment, Label, LabelUniqueness, label_uniqueness
 from clip_lens_ext.semantics.latent_scores import LatentScores
 from clip_lens_ext.semantics.monosemanticity import monosemanticity
+from clip_lens_ext.semantics.picture_senses import find_picture_senses
 from clip_lens_ext.semantics.polysemanticity import polysemanticity
 from clip_lens_ext.semantics.redundancy import redundancy
 from clip_lens_ext.semantics.reference_embeddings import ReferenceEmbeddings, embed_references
 from clip_lens_ext.semantics.references import LatentReferences, References, collect_references
 from clip_lens_ext.semantics.scorers import DecoderProjection, EmptyPrompt
+from clip_lens_ext.semantics.sense_results import PictureSenses
 from clip_lens_ext.semantics.soft_wpmi import SoftWPMI
 from clip_lens_ext.semantics.streaming import StreamingClarity, StreamingMonosemanticity
 from clip_lens_ext.semantics.term_embeddings import TermEmbeddings
@@ -22,11 +29,17 @@ __all__ = [
     "Alignment",
     "DecoderProjection",
     "EmptyPrompt",
+    "Evidence",
+    "Flag",
+    "Flags",
+    "Intervention",
+    "InterventionEffects",
     "Label",
     "LabelUniqueness",
     "LatentActivity",
     "LatentReferences",
     "LatentScores",
+    "PictureSenses",
     "ReferenceCrops",
     "ReferenceEmbeddings",
     "References",
@@ -41,8 +54,13 @@ __all__ = [
     "clarity",
     "collect_references",
     "crop_references",
+    "draw_word",
     "embed_references",
+    "find_picture_senses",
+    "flag_components",
     "label_uniqueness",
+    "mask_boxes",
+    "measure_interventions",
     "monosemanticity",
     "polysemanticity",
     "read_wordnet",
