@@ -23,6 +23,7 @@ from clip_lens_ext.semantics.soft_wpmi import SoftWPMI
 from clip_lens_ext.semantics.streaming import StreamingClarity, StreamingMonosemanticity
 from clip_lens_ext.semantics.term_embeddings import TermEmbeddings
 from clip_lens_ext.semantics.vocabulary import Vocabulary
+from clip_lens_ext.semantics.word_senses import WordSenses, find_word_senses
 from clip_lens_ext.semantics.wordnet import Sense, WordNet, read_wordnet
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "TermEmbeddings",
     "Vocabulary",
     "WordNet",
+    "WordSenses",
     "align",
     "clarity",
     "collect_references",
@@ -57,6 +59,7 @@ __all__ = [
     "draw_word",
     "embed_references",
     "find_picture_senses",
+    "find_word_senses",
     "flag_components",
     "label_uniqueness",
     "mask_boxes",

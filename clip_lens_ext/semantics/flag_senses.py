@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from clip_lens_ext.errors import InputError
 from clip_lens_ext.semantics.flag_relevance import Relevance
 from clip_lens_ext.semantics.flag_results import Evidence, Flag
 from clip_lens_ext.semantics.sense_results import PictureSenses
+from clip_lens_ext.semantics.word_senses import WordSenses
 
 CONTROL = "the geometric mean of the medians of one prompt and of two mixed"
 CHANCE = "the greatest of any latent between random groups"
@@ -89,4 +91,53 @@ def compound_flags(relevance: Relevance, senses: PictureSenses, *, n_latents: in
             ]  # fmt: skip
             found.append(relevance.flag("compound noun", senses.prompts[whole], latent, separation,
                                         "share of the spread", word, evidence))  # fmt: skip
+    return found
+
+
+def other_sense_flags(
+    relevance: Relevance, senses: WordSenses, *, min_margin: float | None, control_quantile: float, n_latents: int
+) -> list[Flag]:
+    """Flag latents that fit another sense of a word of the prompt than the one that its latents show.
+
+    The sense that is shown is the one with the greatest score of the latents that matter, weighted by their shares. A
+    latent that matters and fits another sense better is flagged where its margin, the score of that sense less that of
+    the shown one, is at least a quantile of the margins of all active latents.
+
+    Args:
+        relevance: shares and expectations.
+        senses: by the judge of the alignment.
+        min_margin: threshold of the caller; None: `control_quantile` of all active latents.
+        control_quantile: of the control.
+        n_latents: at most so many latents of a prompt and word, greatest margin first.
+    """
+    if senses.judge != relevance.alignment.judge:
+        raise InputError(
+            f"the senses were embedded by {senses.judge!r}, and the judge of the alignment is "
+            f"{relevance.alignment.judge!r}: both have to be one model"
+        )
+    words = dict.fromkeys(zip(senses.prompts, senses.words, strict=True))
+    found: list[Flag] = []
+    for prompt, word in words:
+        row = relevance.number(prompt)
+        if row is None or not bool(relevance.matters[row].any()):
+            continue
+        own = [i for i, pair in enumerate(zip(senses.prompts, senses.words, strict=True)) if pair == (prompt, word)]
+        score = relevance.alignment.score_vectors(senses.vectors[own]).double().nan_to_num(0)
+        matters = relevance.matters[row]
+        shown = int((relevance.share[row, matters, None] * score[matters]).sum(dim=0).argmax())
+        best = score.max(dim=1)
+        margin = best.values - score[:, shown]
+        alive = margin[relevance.alive[row]]
+        least = float(alive.quantile(control_quantile)) if min_margin is None else min_margin
+        source = f"quantile {control_quantile:g} of all active latents" if min_margin is None else "the caller"
+        latents = (matters & (best.indices != shown) & (margin >= least)).nonzero().flatten()
+        for latent in latents[margin[latents].argsort(descending=True, stable=True)][:n_latents].tolist():
+            evidence = [
+                Evidence("margin of the other sense", float(margin[latent]), least, source),
+                Evidence("score for the other sense", float(best.values[latent])),
+                Evidence("score for the shown sense", float(score[latent, shown])),
+            ]
+            subject = f"{senses.senses[own[int(best.indices[latent])]]}, not {senses.senses[own[shown]]}"
+            found.append(relevance.flag("polysemous", prompt, latent, float(margin[latent]), "difference of cosines",
+                                        subject, evidence))  # fmt: skip
     return found

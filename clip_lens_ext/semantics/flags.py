@@ -7,13 +7,14 @@ from clip_lens_ext.provenance import versions
 from clip_lens_ext.semantics.flag_artifact import artifact_flags, edit_kinds, unaligned_flags
 from clip_lens_ext.semantics.flag_relevance import Attributions, Relevance, Target
 from clip_lens_ext.semantics.flag_results import KINDS, Evidence, Flag, Flags, plain
-from clip_lens_ext.semantics.flag_senses import CONTROL, MIXED, compound_flags, polysemous_flags
+from clip_lens_ext.semantics.flag_senses import CONTROL, MIXED, compound_flags, other_sense_flags, polysemous_flags
 from clip_lens_ext.semantics.flag_typographic import typographic_flags
 from clip_lens_ext.semantics.intervention_effects import InterventionEffects
 from clip_lens_ext.semantics.labels import Alignment
 from clip_lens_ext.semantics.reference_embeddings import ReferenceEmbeddings
 from clip_lens_ext.semantics.references import References
 from clip_lens_ext.semantics.sense_results import PictureSenses
+from clip_lens_ext.semantics.word_senses import WordSenses
 
 
 def flag_components(
@@ -23,12 +24,14 @@ def flag_components(
     *,
     target: Target,
     senses: PictureSenses | None = None,
+    word_senses: WordSenses | None = None,
     interventions: InterventionEffects | None = None,
     embeddings: ReferenceEmbeddings | None = None,
     min_share: float | None = None,
     min_gap: float | None = None,
     min_separation: float | None = None,
     min_purity: float | None = None,
+    min_margin: float | None = None,
     min_clarity: float | None = None,
     max_alignment: float | None = None,
     share_quantile: float = 0.99,
@@ -54,7 +57,7 @@ def flag_components(
     | `"artifact"` | an edit that leaves alone what the prompt names; without edits, clarity and no aligned label | \
 `interventions` of any other kind, or `embeddings` |
     | `"compound noun"` | a word of the prompt that alone retrieves other pictures | `senses` |
-    | `"polysemous"` | two groups among the prompt's pictures | `senses` |
+    | `"polysemous"` | two groups among the prompt's pictures; or a sense of the dictionary | `senses`; or `word_senses` |
 
     A prompt and latent get one kind, the first of this order: an edit is stronger evidence than a group. A prompt with
     a typographic or artifact flag gets no polysemous one, for its pictures are in two groups by what the edit is about.
@@ -66,6 +69,7 @@ def flag_components(
         references: the references that the alignment is of.
         target: the prompts of the attributions, as `text_target` gives them.
         senses: from `find_picture_senses`.
+        word_senses: from `find_word_senses`, by the judge of the alignment.
         interventions: from `measure_interventions`.
         embeddings: of the references.
         min_share: from where a latent matters; None: `share_quantile` of all active latents of all prompts.
@@ -73,11 +77,12 @@ def flag_components(
             the same latents with shuffled prompts.
         min_separation: of two groups; None: from prompts alone and mixed, see `PictureSenses.threshold`.
         min_purity: of the split of a compound's pictures from its word's; None: from prompts mixed.
+        min_margin: of another sense over the shown one; None: `control_quantile` of all active latents.
         min_clarity, max_alignment: of a clear latent without a label; None: `control_quantile` of random references.
         share_quantile, gap_quantile, text_quantile, control_quantile: of the controls, in [0, 1]; `text_quantile` is
             that of other drawn words, and of other prompts.
         min_t: least absolute paired t value of a change.
-        min_deviations: how many robust standard deviations an edit's rise needs, of the same edits with shuffled prompts.
+        min_deviations: how many robust standard deviations an edit needs, of the same edits with shuffled prompts.
         n_latents: at most so many latents for each prompt, kind and subject (for each group of a polysemous one).
         seed: of random references.
 
@@ -118,11 +123,14 @@ def flag_components(
     if embeddings is not None and (interventions is None or not edit_kinds(interventions)):
         found += unaligned_flags(relevance, embeddings, min_clarity=min_clarity, max_alignment=max_alignment,
                                  control_quantile=control_quantile, seed=seed)  # fmt: skip
+    by_edit = {flag.prompt for flag in found if flag.kind in ("typographic", "artifact")}
+    if word_senses is not None:
+        found += other_sense_flags(relevance, word_senses, min_margin=min_margin, control_quantile=control_quantile,
+                                   n_latents=n_latents)  # fmt: skip
     if senses is not None:
         relevance.set("separation", min_separation, lambda: senses.threshold, CONTROL)
         relevance.set("purity", min_purity, lambda: senses.purity_threshold, MIXED)
         found += compound_flags(relevance, senses, n_latents=n_latents)
-        by_edit = {flag.prompt for flag in found if flag.kind in ("typographic", "artifact")}
         two = polysemous_flags(relevance, senses, n_latents=n_latents)
         found += [flag for flag in two if flag.prompt not in by_edit]
     first: dict[tuple[str, int], Flag] = {}
