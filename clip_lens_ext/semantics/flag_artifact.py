@@ -158,8 +158,12 @@ def _best_scores(relevance: Relevance, random: Tensor, quantile: float) -> float
     alignment = relevance.alignment
     assert alignment.term_vectors is not None  # Relevance has asked for scores of prompts
     assert alignment.baseline is not None
+    assert alignment.directions is not None
+    defined = alignment.baseline.isfinite()
+    # The baseline of a latent is its cosine with the empty prompt, so the latents together say where that points.
+    empty = torch.linalg.lstsq(
+        alignment.directions[defined].double(), alignment.baseline[defined].double()[:, None], driver="gelsd"
+    ).solution[:, 0]
     mean = torch.nn.functional.normalize(random.double().mean(dim=1), dim=1)
-    cosine = mean @ alignment.term_vectors.double().T
-    # The empty prompt's cosine with a set is not kept: that of the latents, on average, stands for it.
-    best = cosine.amax(dim=1) - float(alignment.baseline.double().nanmean())
+    best = (mean @ alignment.term_vectors.double().T).amax(dim=1) - mean @ empty
     return float(best.quantile(quantile))

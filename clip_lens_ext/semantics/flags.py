@@ -57,7 +57,7 @@ def flag_components(
     | `"artifact"` | an edit that leaves alone what the prompt names; without edits, clarity and no aligned label | \
 `interventions` of any other kind, or `embeddings` |
     | `"compound noun"` | a word of the prompt that alone retrieves other pictures | `senses` |
-    | `"polysemous"` | two groups among the prompt's pictures; or a sense of the dictionary | `senses`; or `word_senses` |
+    | `"polysemous"` | two groups of the prompt's pictures, or another sense | `senses`, or `word_senses` |
 
     A prompt and latent get one kind, the first of this order: an edit is stronger evidence than a group. A prompt with
     a typographic or artifact flag gets no polysemous one, for its pictures are in two groups by what the edit is about.

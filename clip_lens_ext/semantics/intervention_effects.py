@@ -105,7 +105,13 @@ class InterventionEffects:
         ]
 
     def through(self, row: int, prompt: str) -> dict[int, tuple[float, float]]:
-        """Latent -> its part of the change of one prediction, and the standard error; greatest part first."""
+        """Latent -> its part of the change of one prediction, and the standard error; greatest part first.
+
+        Raises:
+            InputError: no such prompt was measured.
+        """
+        if prompt not in self.prompts:
+            raise InputError(f"the prompt {prompt!r} was not measured{near(prompt, self.prompts)}")
         number = self.prompts.index(prompt)
         here = ((self.through_row == row) & (self.through_prompt == number)).nonzero().flatten()
         here = here[self.through_change[here].argsort(descending=True, stable=True)]

@@ -23,6 +23,8 @@ from clip_lens_ext.semantics import (
     WordSenses,
     flag_components,
 )
+from clip_lens_ext.semantics.flag_artifact import _best_scores
+from clip_lens_ext.semantics.flag_relevance import Relevance
 
 D_SAE, WIDTH = 20, 6
 NAMES = ("crane", "duck", "paper stool", "gear")
@@ -123,7 +125,7 @@ def senses(**changes: Any) -> PictureSenses:
         "cosine": torch.ones(len(TEXTS), n), "group": torch.tensor([0, 0, 0, 0, 0, 1, 1, 1]).expand(len(TEXTS), n),
         "separation": torch.tensor([0.4, 0.1, 0.1, 0.1, 0.1, 0.1]), "latent_t": latent_t,
         "chance_t": torch.full((len(TEXTS),), 4.0), "mixed_separation": torch.tensor([0.4, 0.5, 0.4]),
-        "mixed_purity": torch.tensor([1.0, 0.9, 0.8]), "part_of": torch.tensor([2, 2]), "part_words": ("paper", "stool"),
+        "mixed_purity": torch.tensor([1.0, 0.9, 0.8]), "part_of": torch.tensor([2, 2]), "part_words": TEXTS[4:],
         "part_separation": torch.tensor([0.1, 0.4]), "part_purity": torch.tensor([0.5, 1.0]), "part_latent_t": part_t,
         "vectors": vectors, "hook_name": "hook", "token_scope": "all", "seed": 0, "provenance": dict(HASH),
     }  # fmt: skip
@@ -248,7 +250,7 @@ def test_compound() -> None:
         {"part_separation": torch.tensor([0.1, 0.1])},
         {"part_purity": torch.tensor([0.5, 0.5])},
         {"part_latent_t": torch.zeros(2, D_SAE).double()},
-        {"vectors": unit(-random(6, WIDTH, seed=4))},  # the latent does not fit the word better
+        {"vectors": unit(random(1, WIDTH, seed=4)).expand(6, -1)},  # the latent does not fit the word better
     ],
 )
 def test_compound_needs_every_piece(broken: dict[str, torch.Tensor]) -> None:
@@ -341,13 +343,27 @@ def test_without_edits_clarity_and_labels_decide() -> None:
     assert flagged(**open_).thresholds["clarity"] != flagged(**open_, seed=1).thresholds["clarity"]
 
 
+def test_the_control_of_labels_knows_the_empty_prompt() -> None:
+    labels, empty = alignment(), unit(random(1, WIDTH, seed=8))[0]
+    assert labels.directions is not None
+    assert labels.term_vectors is not None
+    known = replace(labels, baseline=labels.directions @ empty)
+    sets = random(30, 4, WIDTH, seed=9)
+    best = []
+    for one in sets:
+        middle = unit(one.mean(dim=0))
+        best.append(max(float(middle @ term) for term in labels.term_vectors) - float(middle @ empty))
+    relevance = Relevance(attributions(total()), known, target(), min_share=0.1, min_gap=0.5, share_quantile=0.9,
+                          gap_quantile=0.5)  # fmt: skip
+    assert _best_scores(relevance, sets, 0.5) == pytest.approx(float(torch.tensor(best).double().quantile(0.5)))
+
+
 def test_table_and_file(tmp_path: Path) -> None:
     flags = flagged(senses=senses(), interventions=effects())
     frame = flags.to_frame()
     assert len(frame) == len(flags)
-    assert "separation of two groups 0.4 (at least 0.2, from the geometric mean" in frame[
-        frame.kind == "polysemous"
-    ].evidence.iloc[0].replace("0.2,", "0.2,")
+    sentence = frame[frame.kind == "polysemous"].evidence.iloc[0]
+    assert "separation of two groups 0.4 (at least 0.2, from the geometric mean" in sentence
     flags.save(tmp_path / "flags.safetensors")
     found = Flags.load(tmp_path / "flags.safetensors")
     assert [str(flag) for flag in found.flags] == [str(flag) for flag in flags.flags]

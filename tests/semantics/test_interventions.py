@@ -168,6 +168,8 @@ def test_wrong_input(clip: HookedCLIP, pixels: Tensor, sae: Any, effects: Interv
             measure_interventions(clip, sae, PROMPTS, wrong, progress=False)
     with pytest.raises(InputError, match="no edit 'shift' against 'flip'"):
         effects.row("shift", "flip")
+    with pytest.raises(InputError, match="was not measured"):
+        effects.through(0, "a goose")
 
 
 def test_nothing_stays_behind_after_an_exception(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
