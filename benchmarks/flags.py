@@ -33,7 +33,7 @@ HOOK = "blocks.2.hook_resid_post"
 TEMPLATE = "a photo of a {}"
 KINDS = ("polysemous", "compound noun", "typographic", "artifact")
 FUNCTION_WORDS = frozenset(["a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign"])
-N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 2400, 80, 60, 40, 1500
+N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 2400, 80, 48, 32, 1500
 ABOUT = 0.75  # AUROC from which a latent counts as being about something
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -123,8 +123,9 @@ def flags_of(trained_: Trained) -> cle.Flags:
     vocabulary = cle.Vocabulary.from_terms(dict.fromkeys([*names, *terms]), templates=TEMPLATE)
     words = [word for word in dict.fromkeys(" ".join(names).split()) if len(word) <= 5]
     effects = cle.measure_interventions(
-        clip, sae, senses.prompts[: len(names)], [*edits_of_pictures(world), *edits_of_text(world, words)]
-    )
+        clip, sae, senses.prompts[: len(names)], [*edits_of_pictures(world), *edits_of_text(world, words)],
+        n_prompts=1, batch_size=N_EDITED,
+    )  # fmt: skip
     return cle.flag_components(
         attributions, cle.align(embeddings, vocabulary, clip), references, target=target, senses=senses,
         interventions=effects, embeddings=embeddings,

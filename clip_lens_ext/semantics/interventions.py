@@ -91,7 +91,7 @@ def measure_interventions(
     """Latents and predictions before and after each edit, with the paired difference and its standard error.
 
     `change = mean_x (f(after x) - f(before x))`, positive where the edit raises it, and `error` the standard deviation
-    of the pairs' differences over the root of their number. For the prompts that change most, the part of the change
+    of the pairs' differences over the root of their number. For the prompts that rise most, the part of the change
     that goes through a latent is `mean_x (y(after x) - y(after x, the latent as it was before))`: exact, by running the
     rest of the tower again. Which latents are tried is chosen by the gradient; the rest have no entry.
 
@@ -100,8 +100,8 @@ def measure_interventions(
         sae: an SAE of the vision tower.
         prompts: what is predicted.
         interventions: one or several, of at least two pairs each.
-        n_prompts: of how many prompts, those of the greatest absolute t value, the way through latents is measured;
-            prompts that hold the subject as a word come first and always count.
+        n_prompts: of how many prompts, those of the greatest change, the way through latents is measured; prompts that
+            hold the subject as a word come first and always count.
         n_latents: how many latents for each of them.
         hook_name, token_scope: instead of the SAE's own.
         batch_size: pictures in a batch.
@@ -217,8 +217,7 @@ def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def _chosen(edit: Intervention, texts: tuple[str, ...], before: Tensor, after: Tensor, n: int) -> list[int]:
     """The prompts of which the way through latents is measured, those that hold the subject first."""
-    *_, change, error = _paired(before, after)
-    order = (change.abs() / error.clamp(min=1e-12)).argsort(descending=True, stable=True).tolist()
+    order = _paired(before, after)[2].argsort(descending=True, stable=True).tolist()
     named = [place for place, text in enumerate(texts) if edit.subject and edit.subject in text.split()]
     rest = [place for place in order if place not in named][: max(0, n - len(named))]
     return named + rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from sae_lens import SAE
 from torch import Tensor
 from torch.nn import functional as F
 
+from clip_lens_ext.saes.decoder import check_decoder, check_reconstructs, decoder_rows, output_scale
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 from clip_lens_ext.towers.tower import HookedTower
 
@@ -53,17 +55,20 @@ def through_latents(
         batch_size: pairs in a batch.
         row, prompts: numbers that go into the result.
     """
-    estimate: list[Tensor] = []
     batches = list(zip(before.split(batch_size), after.split(batch_size), strict=True))
-    for first, second in batches:
-        pair = _Pair(tower, sae, first, second, hook_name, token_scope)
-        estimate.append(pair.first_order(vectors))
-    mean = torch.cat(estimate, dim=1).mean(dim=1)
+
+    def pairs() -> Iterator[_Pair]:
+        for first, second in batches:
+            yield _Pair(tower, sae, first, second, hook_name, token_scope)
+
+    # A single batch is held; of several, only one is held at a time, and read twice.
+    source = list(pairs()) if len(batches) == 1 else None
+    mean = torch.cat([pair.first_order(vectors) for pair in source or pairs()], dim=1).mean(dim=1)
     tried = [[int(j) for j in line.abs().topk(min(n_latents, len(line))).indices if line[j] != 0] for line in mean]
     parts: dict[tuple[int, int], list[Tensor]] = {}
-    for first, second in batches if any(tried) else []:
-        pair = _Pair(tower, sae, first, second, hook_name, token_scope)
-        for latent in sorted({j for line in tried for j in line}):
+    latents = sorted({j for line in tried for j in line})
+    for pair in (source or pairs()) if latents else ():
+        for latent in latents:
             change = pair.put_back(latent, vectors)
             for place, line in enumerate(tried):
                 if latent in line:
@@ -82,15 +87,21 @@ class _Pair:
     def __init__(
         self, tower: HookedTower, sae: SAE, before: Tensor, after: Tensor, hook_name: str, scope: TokenScope | None
     ) -> None:
+        check_reconstructs(sae)
         self.tower, self.sae, self.hook_name = tower, sae, hook_name
         cfg = tower.cfg
         with torch.no_grad():
             old, self.activation = (tower.run_to(x.to(cfg.device, cfg.dtype), hook_name) for x in (before, after))
             self.positions = TokenPositions(scope or default_scope(old), None, tower.n_prefix)
             self.old = sae.encode(self.positions.take(old))
-            # The last to be encoded: an SAE that normalises its input decodes with what it saw last.
-            self.new = sae.encode(self.positions.take(self.activation))
-            self.decoded = sae.decode(self.new)
+            taken = self.positions.take(self.activation)
+            self.new = sae.encode(taken)
+            rows = taken.flatten(0, -2)
+            active = (self.new != self.old).flatten(0, -2).any(dim=0).nonzero().flatten()
+            if len(active):
+                check_decoder(sae, rows[:1], active)
+            # x_hat moves by scale * dz_j * D_j: decoding all latents again for each one would take most of the time.
+            self.scale = output_scale(sae, rows.to(sae.dtype)).reshape(*taken.shape[:-1], 1)
 
     def _predict(self, activation: Tensor, vectors: Tensor) -> Tensor:
         embedding = self.tower.run_from(self.hook_name, activation)
@@ -100,13 +111,14 @@ class _Pair:
     def first_order(self, vectors: Tensor) -> Tensor:
         """`[prompt pair d_sae]`."""
         found = []
+        decoder = decoder_rows(self.sae, torch.arange(self.sae.cfg.d_sae, device=self.new.device)).detach()
         with torch.enable_grad():
             activation = self.activation.detach().requires_grad_()
             prediction = self._predict(activation, vectors).sum(dim=0)
             for place in range(len(vectors)):
                 (gradient,) = torch.autograd.grad(prediction[place], activation, retain_graph=True)
                 at_tokens = self.positions.take(gradient)
-                through = at_tokens.to(self.sae.W_dec.dtype) @ self.sae.W_dec.detach().T
+                through = (at_tokens.to(decoder.dtype) * self.scale) @ decoder.T
                 effect = (self.new - self.old) * through
                 found.append((effect.sum(dim=1) if effect.dim() == 3 else effect).double().cpu())
         return torch.stack(found)
@@ -114,9 +126,8 @@ class _Pair:
     @torch.no_grad()
     def put_back(self, latent: int, vectors: Tensor) -> Tensor:
         """What the prediction loses when one latent is as it was before, `[pair prompt]`."""
-        edited = self.new.clone()
-        edited[..., latent] = self.old[..., latent]
-        moved = (self.sae.decode(edited) - self.decoded).to(self.activation.dtype)
-        activation = self.positions.put(self.activation, self.positions.take(self.activation) + moved)
+        moved = (self.old - self.new)[..., latent, None] * self.scale * decoder_rows(self.sae, torch.tensor([latent]))
+        taken = self.positions.take(self.activation)
+        activation = self.positions.put(self.activation, taken + moved.to(taken.dtype))
         difference = self._predict(self.activation, vectors) - self._predict(activation, vectors)
         return difference.double().cpu()
