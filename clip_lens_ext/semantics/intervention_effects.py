@@ -146,7 +146,8 @@ class InterventionEffects:
         """
         tensors, fields, texts = read(path, "InterventionEffects")
         try:
-            return cls(**tensors, **fields, **{name: tuple(texts[name]) for name in _TEXTS})
+            lists: dict[str, Any] = {name: tuple(texts[name]) for name in _TEXTS}
+            return cls(**tensors, **fields, **lists)
         except (KeyError, TypeError) as error:
             raise not_written(path, "InterventionEffects", error) from error
 

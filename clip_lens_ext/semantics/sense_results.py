@@ -110,6 +110,7 @@ class PictureSenses:
         """
         tensors, fields, texts = read(path, "PictureSenses")
         try:
-            return cls(**tensors, **fields, **{name: tuple(texts[name]) for name in _TEXTS})
+            lists: dict[str, Any] = {name: tuple(texts[name]) for name in _TEXTS}
+            return cls(**tensors, **fields, **lists)
         except (KeyError, TypeError) as error:
             raise not_written(path, "PictureSenses", error) from error

@@ -43,15 +43,15 @@ class Discriminants:
             own = rows.mean(dim=0)
             self._within.append((rows - own).T @ (rows - own) / len(rows))
             self._between.append(torch.outer(own - mean, own - mean))
-        self._sums = sum(self._within), sum(self._between)
+        self._sums = torch.stack(self._within).sum(dim=0), torch.stack(self._between).sum(dim=0)
 
     def without(self, *left_out: int) -> Tensor:
         """The directions `[d n_dims]` of all sets but these."""
         n = len(self._within) - len(set(left_out))
-        within, between = (
-            (total - sum(parts[i] for i in set(left_out))) / n
-            for total, parts in zip(self._sums, (self._within, self._between), strict=True)
-        )
+        within, between = self._sums
+        for i in set(left_out):
+            within, between = within - self._within[i], between - self._between[i]
+        within, between = within / n, between / n
         # Without it, directions in which pictures hardly differ at all would count most.
         ridge = max(_RIDGE * float(within.diagonal().mean()), 1e-300)
         root = torch.linalg.cholesky(within + ridge * torch.eye(len(within), dtype=within.dtype))
