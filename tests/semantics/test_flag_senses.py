@@ -15,7 +15,7 @@ from oracles import flags as oracle
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError, LoadError
-from clip_lens_ext.semantics import PictureSenses, find_picture_senses
+from clip_lens_ext.semantics import PictureSenses, Sense, find_picture_senses, find_word_senses
 from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
 from clip_lens_ext.towers import HookedCLIP
 
@@ -158,3 +158,29 @@ def test_wrong_input(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
     ]:
         with pytest.raises(InputError, match=message):
             find_picture_senses(clip, pixels, sae, names, progress=False, **settings_)
+
+
+BAT = {
+    "bat": [
+        Sense("bat.n.01", "", ("bat", "chiropteran"), ("placental_mammal.n.01", "mammal.n.01")),
+        Sense("bat.n.05", "", ("bat",), ("club.n.02",)),
+        Sense("bat.n.06", "", (), ()),
+    ],
+    "duck": [Sense("duck.n.01", "", ("duck",), ("bird.n.01",))],
+    "photo": [Sense("photo.n.01"), Sense("photo.n.02")],
+}
+
+
+def test_senses_of_the_words_of_prompts(clip: HookedCLIP) -> None:
+    found = find_word_senses(["a photo of a bat", "a photo of a duck", "a Bat"], BAT, clip, n_senses=2)
+    assert found.senses == ("bat.n.01", "bat.n.05") * 2
+    assert found.prompts == ("a photo of a bat",) * 2 + ("a Bat",) * 2
+    assert found.texts == ("bat chiropteran placental mammal", "bat club") * 2
+    with torch.no_grad():
+        torch.testing.assert_close(found.vectors, clip.embed_texts(list(found.texts), normalize=True).float())
+    assert find_word_senses(["a bat"], BAT, clip).texts[2] == "bat"
+    assert len(find_word_senses(["a duck"], BAT, clip)) == 0
+    assert set(find_word_senses(["a photo"], BAT, clip, ignore=()).words) == {"photo"}
+    for prompts, n in ((["a bat"], 1), ([], 6), ("a bat", 6)):
+        with pytest.raises(InputError, match="at least one prompt"):
+            find_word_senses(prompts, BAT, clip, n_senses=n)
