@@ -21,8 +21,8 @@ D_SAE = 12
 def summary() -> AttributionSummary:
     total = torch.arange(2 * D_SAE, dtype=torch.float64).reshape(2, D_SAE)
     ones = torch.ones(2, D_SAE, dtype=torch.int64)
-    return AttributionSummary("m", total, ones, ones, torch.tensor([4, 4]), PROMPTS, 3, True, "cosine", "hook", "vision",
-                              "all", "kept", (), {})  # fmt: skip
+    return AttributionSummary("m", total, ones, ones, torch.tensor([4, 4]), PROMPTS, 3, True, "cosine", "hook",
+                              "vision", "all", "kept", (), {})  # fmt: skip
 
 
 def effects() -> InterventionEffects:
