@@ -33,7 +33,7 @@ HOOK = "blocks.2.hook_resid_post"
 TEMPLATE = "a photo of a {}"
 KINDS = ("polysemous", "compound noun", "typographic", "artifact")
 FUNCTION_WORDS = frozenset(["a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign"])
-N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 2400, 80, 48, 32, 1500
+N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 4800, 160, 48, 32, 1500
 ABOUT = 0.75  # AUROC from which a latent counts as being about something
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -96,7 +96,7 @@ def edits_of_text(world: PlantedWorld, words: list[str]) -> list[cle.Interventio
                     "an empty plate": normalise(empty_plate(empty, written))}  # fmt: skip
         found.append(cle.Intervention(f"draw {word}", "text_drawn", neutral, normalise(written), word, controls))
     # Where text is on a picture, and which, is what a text detector says; here the world says it.
-    batch = world.sample(N_PICTURES // 2, seed=34)
+    batch = world.sample(1200, seed=34)
     for word in words:
         shown = torch.tensor([one == word for one in batch.words])
         if int(shown.sum()) >= 10:

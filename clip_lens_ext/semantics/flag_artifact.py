@@ -41,7 +41,8 @@ def artifact_flags(
     For the edits of one kind, `r = change - median over the prompts`. Needed of a prompt and edit: the prediction
     rises, `t >= min_t`; no other prompt is raised more by this edit, and this prompt is raised more by no other edit of
     the kind; and `r` is at least `min_deviations` robust standard deviations of all `r` of the kind, which are the
-    controls: the same edits with shuffled prompts. The latents are those through which the rise goes.
+    controls: the same edits with shuffled prompts. The latents are those through which the rise goes and which are more
+    active with the edit than without, `t >= min_t`.
 
     Args:
         relevance: shares and expectations.
@@ -74,12 +75,15 @@ def artifact_flags(
             latents = [
                 (latent, part)
                 for latent, part in effects.through(row, prompt).items()
-                if part[0] > 0 and part[0] >= min_t * part[1]
+                if part[0] > 0
+                and part[0] >= min_t * part[1]
+                # A new background also takes the old one away: those latents fall, and are not about the edit.
+                and float(effects.latent_t[row, latent]) >= min_t
             ]
             for latent, (part, _) in latents[:n_latents]:
                 own = [
                     Evidence("rise through the latent", part),
-                    Evidence("latent: t with the edit", float(effects.latent_t[row, latent])),
+                    Evidence("latent: t with the edit", float(effects.latent_t[row, latent]), min_t, "min_t"),
                     Evidence("references at one position", float(at_one_position(references)[latent])),
                 ]
                 if clear is not None:

@@ -82,7 +82,7 @@ def measure_interventions(
     interventions: Intervention | Sequence[Intervention],
     *,
     n_prompts: int = 2,
-    n_latents: int = 5,
+    n_latents: int = 12,
     hook_name: str | None = None,
     token_scope: TokenScope | None = None,
     batch_size: int = 32,

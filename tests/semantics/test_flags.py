@@ -192,6 +192,7 @@ def test_artifact() -> None:
         edited(6, 1, 0.09),  # another background raises it more; that one has no latent that was measured
         edited(5, 1, 0.03, "prediction_error"),  # it may be chance
         effects(through_error=torch.tensor([0.01, 0.01, 0.03])),
+        edited(5, 4, -1.0, "latent_change"),  # the latent falls: it was about what the edit took away
         effects(kinds=(*effects().kinds[:5], "background", "crop"), prediction_change=torch.zeros(7, 4).double()),
     ],
 )
