@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from sae_lens import SAE
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from clip_lens_ext.errors import InputError
@@ -22,7 +21,7 @@ from clip_lens_ext.provenance import fingerprint, versions
 from clip_lens_ext.saes.codes import codes_of
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.intervention_effects import UNTOUCHED, InterventionEffects
-from clip_lens_ext.semantics.through_latents import Through, through_latents
+from clip_lens_ext.semantics.through_latents import Through, cosines, through_latents
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 
@@ -115,6 +114,10 @@ def measure_interventions(
         HookNameError: the tower has no such hook.
         InputError: nothing to measure, a name twice, fewer than two pairs, or pictures that do not fit.
 
+    Numerics:
+        Differences of pairs in float64; predictions in float32 where the model is of half precision. A batch's dense
+        latents `[picture token d_sae]` are held a few times over: take small batches for a wide SAE on all tokens.
+
     Example:
         >>> import clip_lens_ext as cle
         >>> clip, sae, world = cle.planted_clip(), cle.planted_sae(), cle.PlantedWorld(0)
@@ -142,8 +145,7 @@ def measure_interventions(
             positions = TokenPositions(scope or default_scope(activation), None, tower.n_prefix)
             codes = codes_of(sae, activation, positions, hook_name=name)
             latents.append(codes.dense().amax(dim=1).clamp(min=0).double().cpu())
-            embedding = F.normalize(tower.run_from(name, activation).float(), dim=-1)
-            predictions.append((embedding @ vectors.float().T).double().cpu())
+            predictions.append(cosines(tower.run_from(name, activation), vectors).double().cpu())
         return _Seen(torch.cat(latents), torch.cat(predictions))
 
     def seen_once(x: Tensor) -> _Seen:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from sae_lens import SAE
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from clip_lens_ext.data import ImageBatches, Preprocess, image_batches
@@ -18,6 +17,7 @@ from clip_lens_ext.provenance import versions
 from clip_lens_ext.saes.codes import codes_of
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.sense_results import PictureSenses
+from clip_lens_ext.semantics.through_latents import cosines
 from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
@@ -178,8 +178,8 @@ class _Reader:
                 activation, positions = self._activation(batch.pixels)
                 taken = positions.take(activation)
                 features.append((taken.flatten(1, -2).mean(dim=1) if taken.dim() > 2 else taken).double().cpu())
-                embedding = F.normalize(self.clip.vision.run_from(self.hook_name, activation).float(), dim=-1)
-                cosine.append((embedding @ self.vectors.float().T).double().cpu())
+                embedding = self.clip.vision.run_from(self.hook_name, activation)
+                cosine.append(cosines(embedding, self.vectors).double().cpu())
                 indexes += batch.indexes
                 bar.update(len(batch.names))
         self.fingerprint = batches.fingerprint

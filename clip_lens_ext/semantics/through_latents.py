@@ -15,6 +15,13 @@ from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_s
 from clip_lens_ext.towers.tower import HookedTower
 
 
+def cosines(embedding: Tensor, vectors: Tensor) -> Tensor:
+    """Cosines `[sample text]` with unit vectors `[text d_embed]`, in float32 where the embedding is of half precision."""
+    # A change is a difference of two of them, of which three digits would leave nothing.
+    embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
+    return F.normalize(embedding, dim=-1) @ vectors.to(embedding.dtype).T
+
+
 class Through(NamedTuple):
     """One latent's part of the change that an edit makes to one prompt's prediction."""
 
@@ -104,9 +111,7 @@ class _Pair:
             self.scale = output_scale(sae, rows.to(sae.dtype)).reshape(*taken.shape[:-1], 1)
 
     def _predict(self, activation: Tensor, vectors: Tensor) -> Tensor:
-        embedding = self.tower.run_from(self.hook_name, activation)
-        embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
-        return F.normalize(embedding, dim=-1) @ vectors.to(embedding.dtype).T
+        return cosines(self.tower.run_from(self.hook_name, activation), vectors)
 
     def first_order(self, vectors: Tensor) -> Tensor:
         """`[prompt pair d_sae]`."""
