@@ -16,7 +16,7 @@ from clip_lens_ext.towers.tower import HookedTower
 
 
 def cosines(embedding: Tensor, vectors: Tensor) -> Tensor:
-    """Cosines `[sample text]` with unit vectors `[text d_embed]`, in float32 where the embedding is of half precision."""
+    """Cosines `[sample text]` with unit vectors `[text d_embed]`; in float32 where embeddings are of half precision."""
     # A change is a difference of two of them, of which three digits would leave nothing.
     embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
     return F.normalize(embedding, dim=-1) @ vectors.to(embedding.dtype).T
