@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,9 +15,10 @@ from torch import Tensor
 from clip_lens_ext.data import ImageBatch, Preprocess, Skipped, image_batches
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.passes import run_pass
-from clip_lens_ext.provenance import fingerprint, versions
+from clip_lens_ext.provenance import versions
 from clip_lens_ext.spectrum.covariance import StreamingCovariance
 from clip_lens_ext.spectrum.covariance_result import Covariance
+from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.positions import TokenScope, default_scope, select_tokens
 from clip_lens_ext.towers.tower import HookedTower
 
@@ -128,7 +128,7 @@ def collect_covariance(
     found = _Several(tower.cfg.device)
     same = {} if checkpoint is None else {
         "hook_names": list(names), "token_scopes": list(reader.scopes), "unit_length": unit_length,
-        "model": tower.cfg.model_name, "model_weights": _weights(tower), "dtype": str(tower.cfg.dtype),
+        "model": tower.cfg.model_name, "model_sha256": tower_sha256(tower), "dtype": str(tower.cfg.dtype),
         "batch_size": batches.batch_size,
     }  # fmt: skip
     report = run_pass(
@@ -251,11 +251,3 @@ class _Several:
         if place not in self.parts:
             self.parts[place] = StreamingCovariance(d, device=self.device)
         return self.parts[place]
-
-
-def _weights(tower: HookedTower) -> str:
-    """One hash of all weights and buffers of a tower."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tower.native.state_dict().items()):
-        digest.update(f"{name} {fingerprint(value)}".encode())
-    return digest.hexdigest()[:16]

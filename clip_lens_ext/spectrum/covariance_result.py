@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from clip_lens_ext.errors import LoadError
-
-_KIND = "clip_lens_ext.Covariance"
-_FIELDS = ("count", "hook_name", "token_scope", "tower", "unit_length", "provenance")
+from clip_lens_ext.result_files import load_result, save_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +58,8 @@ class Covariance:
         return f"Covariance({self.count} rows of length {self.d}{where})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file; what is no tensor is JSON in its header."""
-        fields = json.dumps({name: getattr(self, name) for name in _FIELDS})
-        tensors = {"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}
-        part = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.part")
-        try:
-            save_file(tensors, part, metadata={_KIND: fields})
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        """Write everything to one safetensors file; what is no tensor is JSON in it."""
+        save_result(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Covariance:
@@ -82,16 +68,7 @@ class Covariance:
         Raises:
             LoadError: no such file, a damaged one, or one that holds something else.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                fields = json.loads((file.metadata() or {})[_KIND])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            found = cls(**tensors, **fields)
-            shapes = found.mean.shape * 2, found.covariance.shape
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise LoadError(
-                f"{os.fspath(path)} is no file of Covariance.save: {type(error).__name__}: {error}"
-            ) from error
-        if tuple(shapes[0]) != tuple(shapes[1]) or found.mean.dtype != torch.float64:
-            raise LoadError(f"{os.fspath(path)} is no file of Covariance.save: its parts do not fit together")
-        return found
+        return load_result(cls, path, fits=cls._fits)
+
+    def _fits(self) -> bool:
+        return tuple(self.covariance.shape) == (self.d, self.d) and self.mean.dtype == torch.float64

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from clip_lens_ext.errors import InputError, LoadError
+from clip_lens_ext.errors import InputError
+from clip_lens_ext.result_files import load_result, save_result
 from clip_lens_ext.spectrum.subspaces import complement
-
-_KIND = "clip_lens_ext.NoiseSplit"
-_TENSORS = ("basis", "eigenvalues", "means")
-_FIELDS = ("labels", "threshold", "n_noise", "modalities", "n", "rule", "cut", "settings", "space_dimensions",
-           "n_by_chance", "overlap", "overlap_by_chance", "hook_name", "token_scope", "tower", "warnings",
-           "provenance")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,15 +122,8 @@ class NoiseSplit:
         return f"NoiseSplit({self.rank} of {self.d} dimensions, {self.rule}, {self.cut}{where})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file; what is no tensor is JSON in its header."""
-        fields = json.dumps({name: getattr(self, name) for name in _FIELDS})
-        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in _TENSORS}
-        part = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.part")
-        try:
-            save_file(tensors, part, metadata={_KIND: fields})
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        """Write everything to one safetensors file; what is no tensor is JSON in it."""
+        save_result(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NoiseSplit:
@@ -149,19 +132,9 @@ class NoiseSplit:
         Raises:
             LoadError: no such file, a damaged one, or one that holds something else.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                fields = json.loads((file.metadata() or {})[_KIND])
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            plain: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-            }
-            found = cls(**{**tensors, **plain})
-            whole = found.basis.shape[0] == found.means.shape[1] == found.eigenvalues.shape[1]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
-            raise LoadError(
-                f"{os.fspath(path)} is no file of NoiseSplit.save: {type(error).__name__}: {error}"
-            ) from error
-        if not whole:
-            raise LoadError(f"{os.fspath(path)} is no file of NoiseSplit.save: its parts do not fit together")
-        return found
+        return load_result(cls, path, fits=cls._fits)
+
+    def _fits(self) -> bool:
+        return self.basis.ndim == self.means.ndim == self.eigenvalues.ndim == 2 and (
+            self.d == self.means.shape[1] == self.eigenvalues.shape[1]
+        )

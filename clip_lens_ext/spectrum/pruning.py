@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
 
@@ -62,7 +62,7 @@ def prune(
         (True, False)
     """
     check_split(split)
-    hooks: dict[str, list[tuple[str, Any]]] = {}
+    hooks: dict[str, list[tuple[str | Callable[..., Any], Callable[..., Any]]]] = {}
     for name in _names(split, hook_names):
         for which in _towers(clip, split, name, towers):
             tower = tower_of(clip, which)

@@ -1,0 +1,268 @@
+"""Flags against the answer key of planted worlds: `python -m benchmarks.flags --seeds 0 --runs runs/flags`.
+
+For each seed: train the world's CLIP and SAEs where they are not there yet, flag its prompts by public calls that see
+no key, and only then compare with the key. What is done for a seed is kept in its JSON file, so a run can be stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+import clip_lens_ext as cle
+from benchmarks.page import table, write_section
+from benchmarks.timing import machine
+from clip_lens_ext.planted import PlantedWorld, normalise
+from clip_lens_ext.planted.backgrounds import BACKGROUNDS
+from clip_lens_ext.planted.load import WEIGHTS, preprocess
+from clip_lens_ext.planted.overlays import OVERLAYS
+from clip_lens_ext.planted.store import MANIFEST, read_clip
+
+HOOK = "blocks.2.hook_resid_post"
+TEMPLATE = "a photo of a {}"
+KINDS = ("polysemous", "compound noun", "typographic", "artifact")
+FUNCTION_WORDS = frozenset(["a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign"])
+N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 4800, 160, 48, 32, 1500
+ABOUT = 0.75  # AUROC from which a latent counts as being about something
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A world's CLIP and SAE."""
+
+    world: PlantedWorld
+    clip: cle.HookedCLIP
+    sae: Any
+
+
+def trained(seed: int, runs: Path) -> Trained:
+    """The CLIP and the SAE of a world; seed 0 ships, others are trained by the one command."""
+    folder = WEIGHTS if seed == 0 else runs / f"weights_{seed}"
+    if not (folder / MANIFEST).exists():
+        command = [sys.executable, "-m", "clip_lens_ext.planted.train", "--seed", str(seed), "--out", str(folder)]
+        subprocess.run(command, check=True)
+    world = PlantedWorld(seed)
+    native, tokenizer, _ = read_clip(folder / "clip.safetensors", vocabulary=world.vocabulary)
+    clip = cle.HookedCLIP(native, preprocess=preprocess, tokenizer=tokenizer, model_name=f"planted-{seed}").eval()
+    return Trained(world, clip, cle.load_sae(folder / "saes" / "vision" / HOOK))
+
+
+# What a user does: pictures, prompts and edits; nothing below this line, up to the next one, reads world.key.
+
+
+def edits_of_pictures(world: PlantedWorld) -> list[cle.Intervention]:
+    """Every overlay and every background that this world can draw, on pictures of everything."""
+    drawn = world.sample(N_EDITED, seed=31, split="test", overlay=None, word=None).images
+    plain = normalise(drawn)
+    found = [cle.Intervention(f"overlay {name}", "overlay", plain, normalise(world.draw_overlay(drawn, name)), name)
+             for name in OVERLAYS]  # fmt: skip
+    for name in BACKGROUNDS:
+        swapped = world.sample(N_EDITED, seed=31, split="test", overlay=None, word=None, background=name).images
+        found.append(cle.Intervention(f"background {name}", "background", plain, normalise(swapped), name))
+    return found
+
+
+def empty_plate(before: Tensor, written: Tensor) -> Tensor:
+    """The pictures with the plate of a word, and no letters on it: the colour of the plate's corner everywhere."""
+    changed = (before != written).any(dim=1).any(dim=0).nonzero()
+    (top, left), (bottom, right) = changed.amin(dim=0).tolist(), (changed.amax(dim=0) + 1).tolist()
+    plate = before.clone()
+    plate[:, :, top:bottom, left:right] = written[:, :, top, left][:, :, None, None]
+    return plate
+
+
+def edits_of_text(world: PlantedWorld, words: list[str]) -> list[cle.Intervention]:
+    """Each word drawn on empty backgrounds, and masked on the pictures that have it."""
+    empty = world.backdrops(N_WRITTEN, seed=32)
+    neutral = normalise(empty)
+    rng = random.Random(33)
+    found = []
+    for word in words:
+        other = "".join(rng.choice(LETTERS) for _ in word)
+        written = world.draw_word(empty, word)
+        controls = {"another word": normalise(world.draw_word(empty, other)),
+                    "an empty plate": normalise(empty_plate(empty, written))}  # fmt: skip
+        found.append(cle.Intervention(f"draw {word}", "text_drawn", neutral, normalise(written), word, controls))
+    # Where text is on a picture, and which, is what a text detector says; here the world says it.
+    batch = world.sample(1200, seed=34)
+    for word in words:
+        shown = torch.tensor([one == word for one in batch.words])
+        if int(shown.sum()) >= 10:
+            before = batch.images[shown][:N_WRITTEN]
+            after = cle.mask_boxes(before, batch.word_boxes[shown][:N_WRITTEN])
+            found.append(cle.Intervention(f"mask {word}", "text_masked", normalise(before), normalise(after), word))
+    return found
+
+
+def flags_of(trained_: Trained) -> cle.Flags:
+    """The pipeline as a user runs it."""
+    world, clip, sae = trained_.world, trained_.clip, trained_.sae
+    names = list(dict.fromkeys(entry.name for entry in world.classes))
+    pictures = normalise(world.sample(N_PICTURES, seed=30, split="test").images)
+    senses = cle.find_picture_senses(clip, pictures, sae, names, template=TEMPLATE, n=N_OF_PROMPT)
+    target = cle.text_target(clip, senses.prompts)
+    attributions = cle.aggregate_attributions(
+        clip.vision, pictures[senses.sample.flatten()], sae, target,
+        target_of=torch.arange(len(target)).repeat_interleave(N_OF_PROMPT),
+    )  # fmt: skip
+    references = cle.collect_references(clip.vision, pictures, sae)
+    embeddings = cle.embed_references(references, pictures, clip)
+    terms = [word for word in world.vocabulary if word not in FUNCTION_WORDS]
+    vocabulary = cle.Vocabulary.from_terms(dict.fromkeys([*names, *terms]), templates=TEMPLATE)
+    words = [word for word in dict.fromkeys(" ".join(names).split()) if len(word) <= 5]
+    effects = cle.measure_interventions(
+        clip, sae, senses.prompts[: len(names)], [*edits_of_pictures(world), *edits_of_text(world, words)],
+        n_prompts=1, batch_size=N_EDITED,
+    )  # fmt: skip
+    return cle.flag_components(
+        attributions, cle.align(embeddings, vocabulary, clip), references, target=target, senses=senses,
+        interventions=effects, embeddings=embeddings,
+    )  # fmt: skip
+
+
+# The comparison with the key.
+
+
+def planted(world: PlantedWorld) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Kind -> name -> what is planted on it: objects of other senses, a part's object, a word, an overlay, a background."""
+    key = world.key
+    return {
+        "polysemous": dict(key.polysemous),
+        "compound noun": {compound.phrase: (compound.part_object,) for compound in key.compounds},
+        "typographic": {name: (name,) for name in key.typographic},
+        "artifact": {name: (what,) for name, what in {**key.artifacts, **key.spurious}.items()},
+    }
+
+
+def auroc_of(trained_: Trained) -> dict[str, Tensor]:
+    """For everything that is planted, how well each latent tells pictures with it from pictures without, `[d_sae]`."""
+    world = trained_.world
+    batch = world.sample(N_PROBE, seed=40, split="test")
+    active = activations(trained_, batch.images)
+    found = {}
+    for kind, of_kind in planted(world).items():
+        for what in {one for several in of_kind.values() for one in several}:
+            if kind == "typographic":
+                here = activations(trained_, world.draw_word(world.backdrops(200, seed=41), what))
+                away = active[torch.tensor([one is None for one in batch.words])]
+                found[f"{kind} {what}"] = auroc(
+                    torch.cat([here, away]), torch.arange(len(here) + len(away)) < len(here)
+                )
+                continue
+            shown = [what in objects or what in (overlay, background) for objects, overlay, background
+                     in zip(batch.objects, batch.overlays, batch.backgrounds, strict=True)]  # fmt: skip
+            found[f"{kind} {what}"] = auroc(active, torch.tensor(shown))
+    return found
+
+
+def activations(trained_: Trained, images: Tensor) -> Tensor:
+    """Greatest activation over the tokens, `[picture d_sae]`."""
+    found = []
+    for some in normalise(images).split(100):
+        found.append(cle.encode(trained_.clip.vision, some, trained_.sae).dense().amax(dim=1))
+    return torch.cat(found)
+
+
+def auroc(value: Tensor, shown: Tensor) -> Tensor:
+    """Area under the curve of each column, `[column]`: 0.5 is chance."""
+    n = int(shown.sum())
+    rank = torch.from_numpy(rankdata(value.numpy(), axis=0))
+    return (rank[shown].sum(dim=0) - n * (n + 1) / 2) / (n * (len(shown) - n))
+
+
+def scored(trained_: Trained, flags: cle.Flags) -> dict[str, Any]:
+    """What was hit, what was flagged without a reason, and what could be found at all."""
+    world, about = trained_.world, auroc_of(trained_)
+    found: dict[str, Any] = {}
+    for kind, of_kind in planted(world).items():
+        flagged: dict[str, list[dict[str, Any]]] = {}
+        for flag in flags.of(kind):
+            name = flag.prompt.removeprefix(TEMPLATE.removesuffix("{}"))
+            things = of_kind.get(name, ())
+            right = kind in ("polysemous", "compound noun") or flag.subject in things
+            areas = [float(about[f"{kind} {what}"][flag.latent]) for what in things]
+            entry = {"latent": flag.latent, "label": flag.label, "subject": flag.subject, "strength": flag.strength,
+                     "share": flag.share, "auroc": max(areas, default=None), "right_subject": right}  # fmt: skip
+            flagged.setdefault(name, []).append(entry)
+        hits = [name for name, entries in flagged.items()
+                if any(one["right_subject"] and (one["auroc"] or 0) >= ABOUT for one in entries)]  # fmt: skip
+        best = {name: max(float(about[f"{kind} {what}"].max()) for what in things) for name, things in of_kind.items()}
+        found[kind] = {"flagged": flagged, "hits": hits, "planted": sorted(of_kind), "best_latent": best,
+                       "findable": sorted(name for name, area in best.items() if area >= ABOUT)}  # fmt: skip
+    return found
+
+
+def rates(entry: dict[str, Any]) -> tuple[float, float, float]:
+    """Precision, recall of what is planted, and recall of what is findable; 1 where there is nothing to divide by."""
+    hits, findable = set(entry["hits"]), set(entry["findable"])
+    return (
+        len(hits) / max(len(entry["flagged"]), 1) if entry["flagged"] else 1.0,
+        len(hits) / max(len(entry["planted"]), 1),
+        len(hits & findable) / len(findable) if findable else 1.0,
+    )
+
+
+def section(results: dict[int, dict[str, Any]]) -> str:
+    """The section of the page: a table of seeds and kinds, and what was missed."""
+    rows = []
+    for kind in KINDS:
+        by_seed = {seed: rates(result[kind]) for seed, result in results.items()}
+        for seed, (precision, recall, of_findable) in by_seed.items():
+            entry = results[seed][kind]
+            missed = ", ".join(sorted(set(entry["planted"]) - set(entry["hits"]))) or "none"
+            wrong = ", ".join(sorted(set(entry["flagged"]) - set(entry["hits"]))) or "none"
+            rows.append([kind, str(seed), f"{precision:.2f}", f"{recall:.2f}", f"{of_findable:.2f}",
+                         f"{len(entry['findable'])} of {len(entry['planted'])}", missed, wrong])  # fmt: skip
+        means = [mean(values) for values in zip(*by_seed.values(), strict=True)]
+        rows.append([f"**{kind}**", "mean", *(f"**{value:.2f}**" for value in means), "", "", ""])
+    header = ["kind", "seed", "precision", "recall", "recall of findable", "findable", "missed", "flagged in error"]
+    seeds = " ".join(map(str, results))
+    return "\n\n".join(
+        [
+            f"`python -m benchmarks.flags --seeds {seeds}` ({machine()})",
+            f"A flag counts for a prompt and kind, and hits where the key has it planted (an artifact with that very overlay or "
+            f"background) and a flagged latent is about what is planted: AUROC of at least {ABOUT} on pictures with and without it. Every "
+            "other prompt is a negative: plain classes, and the controls, words and phrases with nothing planted. Findable is what the SAE's "
+            f"best single latent tells with that AUROC. {N_PICTURES} test pictures, {N_OF_PROMPT} of each prompt, SAE at `{HOOK}`.",
+            table(header, rows),
+        ]
+    )
+
+
+def main() -> None:
+    """Flag, compare, print, and write the section `flags` of docs/results.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="worlds (default: the one that ships)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/flags"), help="weights of other worlds, and the JSON of each seed"
+    )
+    args = parser.parse_args()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for seed in args.seeds:
+        path = args.runs / f"seed_{seed}.json"
+        if not path.exists():
+            one = trained(seed, args.runs)
+            flags = flags_of(one)
+            flags.save(args.runs / f"flags_{seed}.safetensors")
+            path.write_text(json.dumps(scored(one, flags), indent=1))
+        results[seed] = json.loads(path.read_text())
+    text = section(results)
+    print(text)
+    write_section("flags", text)
+
+
+if __name__ == "__main__":
+    main()

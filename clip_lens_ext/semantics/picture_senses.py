@@ -1,0 +1,201 @@
+"""What the pictures of a prompt show: one thing or two, and does a word of the prompt alone name another thing?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens import SAE
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from clip_lens_ext.data import ImageBatches, Preprocess, image_batches
+from clip_lens_ext.errors import InputError
+from clip_lens_ext.provenance import versions
+from clip_lens_ext.saes.codes import codes_of
+from clip_lens_ext.saes.splice import sae_hook_name
+from clip_lens_ext.semantics.sense_results import PictureSenses
+from clip_lens_ext.semantics.through_latents import cosines
+from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
+from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
+
+
+@torch.no_grad()
+def find_picture_senses(
+    clip: HookedCLIP,
+    images: Any,
+    sae: SAE,
+    names: Sequence[str],
+    *,
+    template: str = "a photo of a {}",
+    n: int = 80,
+    n_dims: int = 12,
+    n_controls: int = 60,
+    hook_name: str | None = None,
+    token_scope: TokenScope | None = None,
+    seed: int = 0,
+    preprocess: Preprocess | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> PictureSenses:
+    """Split the pictures that each prompt retrieves into two groups, and compare the split with controls.
+
+    The features of a picture are the mean activation over the SAE's tokens at its hook. A prompt's pictures are the `n`
+    of greatest cosine; `separation` is the share of their spread that two means explain, in the directions that tell
+    the pictures of the other prompts apart. The controls are the other prompts, and random pairs of prompts, half and
+    half. For each word of a name of several, the pictures of the name and those of the word alone are split alike.
+
+    Args:
+        clip: the model.
+        images: pictures without labels, as `clip_lens_ext.data.image_batches` takes them, to be read by position.
+        sae: an SAE of the vision tower.
+        names: what the prompts are about, at least four; each once.
+        template: with one `{}` for the name.
+        n: pictures of a prompt: about as many as show one thing.
+        n_dims: directions in which groups are looked for.
+        n_controls: random pairs of prompts.
+        hook_name, token_scope: instead of the SAE's own.
+        seed: of the pairs and of the starts of 2-means.
+        preprocess: instead of the model's own.
+        batch_size: pictures in a batch.
+        progress: draw bars.
+
+    Returns:
+        `PictureSenses` on the CPU. The features of all pictures are held meanwhile, `[sample d]`.
+
+    Raises:
+        HookNameError: the tower has no such hook.
+        InputError: fewer than four names, one twice, a template without its place, or fewer pictures than `n`.
+
+    Example:
+        >>> import clip_lens_ext as cle
+        >>> clip, sae, world = cle.planted_clip(), cle.planted_sae(), cle.PlantedWorld(0)
+        >>> pictures = cle.planted.normalise(world.sample(60, seed=3, split="test").images)
+        >>> names = ["bat", "crown", "duck", "glass moth", "glass"]
+        >>> senses = find_picture_senses(clip, pictures, sae, names, n=6, n_controls=4, progress=False)
+        >>> senses.sample.shape, senses.part_words
+        (torch.Size([6, 6]), ('glass', 'moth'))
+
+    References:
+        The rule is a candidate: Dreyer et al., arXiv 2505.20229, report polysemous words and compound nouns, and no
+        rule that finds them.
+    """
+    _check(names, template, n, n_dims, n_controls)
+    parts = [(place, word) for place, name in enumerate(names) for word in name.split() if len(name.split()) > 1]
+    texts = tuple(dict.fromkeys((*names, *(word for _, word in parts))))
+    prompts = tuple(template.replace("{}", text) for text in texts)
+    vectors = clip.embed_texts(list(prompts), normalize=True)
+    tower = clip.vision
+    name = sae_hook_name(tower, sae, hook_name)
+    scope = token_scope or sae.cfg.metadata.token_scope
+    batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size)
+    seen = _Reader(clip, sae, name, scope, vectors, progress)
+    features, cosine, indexes = seen.all_pictures(batches)
+    if len(features) < n:
+        raise InputError(f"there are {len(features)} readable pictures, and n is {n}: take fewer for each prompt")
+    best = cosine.topk(n, dim=0)
+    sample = best.indices.T
+    latents, row_of = seen.latents(batches.select(indexes[sample.unique()].tolist()), sample)
+    space = Discriminants(features, sample[: len(names)], min(n_dims, len(names) - 2, features.shape[1]))
+    rng = random.Random(seed)
+
+    groups, separations, latent_t, chance_t = [], [], [], []
+    for place in range(len(texts)):
+        own = space.without(place) if place < len(names) else space.without()
+        found = split_in_two(features[sample[place]] @ own, seed=seed)
+        groups.append(found.group)
+        separations.append(found.separation)
+        active = latents[row_of[sample[place]]]
+        latent_t.append(welch_t(active[found.group == 0], active[found.group == 1]))
+        shuffled = found.group[torch.randperm(n, generator=torch.Generator().manual_seed(seed + place))]
+        chance_t.append(welch_t(active[shuffled == 0], active[shuffled == 1]).abs().max())
+    half = n // 2
+    source = torch.arange(2 * half) // half
+
+    def mixed(first: int, second: int) -> tuple[float, float]:
+        rows = torch.cat([sample[first][:half], sample[second][:half]])
+        left_out = [place for place in (first, second) if place < len(names)]
+        found = split_in_two(features[rows] @ space.without(*left_out), seed=seed)
+        return found.separation, purity(found.group, source)
+
+    pairs = [tuple(rng.sample(range(len(names)), 2)) for _ in range(n_controls)]
+    controls = torch.tensor([mixed(*pair) for pair in pairs], dtype=torch.float64)
+    measured = [mixed(place, texts.index(word)) for place, word in parts]
+    compared = torch.tensor(measured, dtype=torch.float64).reshape(-1, 2)
+    part_t = [welch_t(*(latents[row_of[sample[one]]] for one in (place, texts.index(word)))) for place, word in parts]
+    return PictureSenses(
+        names=tuple(names), texts=texts, prompts=prompts, sample=indexes[sample], cosine=best.values.T.contiguous(),
+        group=torch.stack(groups), separation=torch.tensor(separations, dtype=torch.float64),
+        latent_t=torch.stack(latent_t), chance_t=torch.stack(chance_t),
+        mixed_separation=controls[:, 0].contiguous(), mixed_purity=controls[:, 1].contiguous(),
+        part_of=torch.tensor([place for place, _ in parts], dtype=torch.int64),
+        part_words=tuple(word for _, word in parts), part_separation=compared[:, 0].contiguous(),
+        part_purity=compared[:, 1].contiguous(),
+        part_latent_t=torch.stack(part_t) if part_t else latents.new_zeros(0, latents.shape[1]),
+        vectors=vectors.float().cpu(), hook_name=name, token_scope=str(scope), seed=seed,
+        provenance={"model": clip.model_name, "sae_sha256": sae.cfg.metadata.sha256, "n_dims": space.n_dims,
+                    "data_fingerprint": seen.fingerprint, "versions": versions()},
+    )  # fmt: skip
+
+
+def _check(names: Sequence[str], template: str, n: int, n_dims: int, n_controls: int) -> None:
+    if isinstance(names, str) or len(names) < 4 or len(set(names)) < len(names):
+        raise InputError("names are at least four, each once: directions come from the pictures of the other prompts")
+    if template.count("{}") != 1:
+        raise InputError(f"a template has one {{}} for the name, and not so {template!r}")
+    if n < 4 or n_dims < 1 or n_controls < 1:
+        raise InputError(f"n must be at least 4, n_dims and n_controls at least 1, got {n}, {n_dims} and {n_controls}")
+
+
+class _Seen(NamedTuple):
+    features: Tensor
+    cosine: Tensor
+    indexes: Tensor
+
+
+class _Reader:
+    """Reads pictures: features and cosines of all, latents of some."""
+
+    def __init__(
+        self, clip: HookedCLIP, sae: SAE, hook_name: str, scope: TokenScope | None, vectors: Tensor, progress: bool
+    ) -> None:
+        self.clip, self.sae, self.hook_name, self.scope = clip, sae, hook_name, scope
+        self.vectors, self.progress = vectors, progress
+        self.fingerprint: str | None = None
+
+    def _activation(self, pixels: Tensor) -> tuple[Tensor, TokenPositions]:
+        tower = self.clip.vision
+        activation = tower.run_to(pixels.to(tower.cfg.device, tower.cfg.dtype), self.hook_name)
+        return activation, TokenPositions(self.scope or default_scope(activation), None, tower.n_prefix)
+
+    def all_pictures(self, batches: ImageBatches) -> _Seen:
+        features, cosine, indexes = [], [], []
+        with tqdm(total=batches.n_samples, desc="pictures", unit="image", disable=not self.progress) as bar:
+            for batch in batches:
+                activation, positions = self._activation(batch.pixels)
+                taken = positions.take(activation)
+                features.append((taken.flatten(1, -2).mean(dim=1) if taken.dim() > 2 else taken).double().cpu())
+                embedding = self.clip.vision.run_from(self.hook_name, activation)
+                cosine.append(cosines(embedding, self.vectors).double().cpu())
+                indexes += batch.indexes
+                bar.update(len(batch.names))
+        self.fingerprint = batches.fingerprint
+        return _Seen(torch.cat(features), torch.cat(cosine), torch.tensor(indexes))
+
+    def latents(self, batches: ImageBatches, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Greatest activations `[row d_sae]` of the pictures in `sample`, and the row of each sample."""
+        wanted = sample.unique()
+        found = []
+        with tqdm(total=len(wanted), desc="latents of the prompts' pictures", unit="image",
+                  disable=not self.progress) as bar:  # fmt: skip
+            for batch in batches:
+                activation, positions = self._activation(batch.pixels)
+                codes = codes_of(self.sae, activation, positions, hook_name=self.hook_name)
+                found.append(codes.dense().amax(dim=1).clamp(min=0).double().cpu())
+                bar.update(len(batch.names))
+        row_of = torch.full((int(wanted.max()) + 1,), -1)
+        row_of[wanted] = torch.arange(len(wanted))
+        return torch.cat(found), row_of

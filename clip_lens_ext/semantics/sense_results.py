@@ -1,0 +1,102 @@
+"""The result of `find_picture_senses`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from clip_lens_ext.result_files import load_result, save_result
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSenses:
+    """The pictures that each prompt retrieves, in two groups, and the controls of the split.
+
+    Attributes:
+        names: what was asked for.
+        texts: the names, and then the single words of those that have several.
+        prompts: one for each text.
+        sample: positions in the data of each prompt's pictures, nearest first, `[text n]`.
+        cosine: of each with the prompt, `[text n]`.
+        group: 0 for a picture of the larger group, 1 for the smaller one, `[text n]`.
+        separation: share of the spread that the two groups explain, `[text]`.
+        latent_t: Welch's t of each latent between the groups, positive where it is more active on the smaller one,
+            `[text d_sae]`.
+        chance_t: greatest absolute t of any latent between random groups of the same sizes, `[text]`.
+        mixed_separation, mixed_purity: of random pairs of prompts, half and half, `[control]`. Purity is the share of
+            pictures that the split gives back to their prompt; 0.5 is chance.
+        part_of: the name that each part is a word of, `[part]`.
+        part_words: the words.
+        part_separation, part_purity: of the pictures of the name and those of the word alone, half and half, `[part]`.
+        part_latent_t: Welch's t, positive where a latent is more active on the word's pictures, `[part d_sae]`.
+        vectors: of the prompts, of unit length, `[text d_embed]`.
+        hook_name, token_scope: where the features and latents are from.
+        seed: of controls and starts.
+        provenance: model, SAE hash, data fingerprint, versions.
+    """
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    prompts: tuple[str, ...]
+    sample: Tensor
+    cosine: Tensor
+    group: Tensor
+    separation: Tensor
+    latent_t: Tensor
+    chance_t: Tensor
+    mixed_separation: Tensor
+    mixed_purity: Tensor
+    part_of: Tensor
+    part_words: tuple[str, ...]
+    part_separation: Tensor
+    part_purity: Tensor
+    part_latent_t: Tensor
+    vectors: Tensor
+    hook_name: str
+    token_scope: str
+    seed: int
+    provenance: dict[str, Any]
+
+    @property
+    def threshold(self) -> float:
+        """From the controls: the geometric mean of the median separations of one prompt and of two prompts mixed."""
+        one, two = self.separation[: len(self.names)].median(), self.mixed_separation.median()
+        return float((one * two).sqrt())
+
+    @property
+    def purity_threshold(self) -> float:
+        """From the controls: half-way between chance and the median purity of two prompts mixed."""
+        return (0.5 + float(self.mixed_purity.median())) / 2
+
+    def __repr__(self) -> str:
+        n_two = int((self.separation[: len(self.names)] >= self.threshold).sum())
+        return (
+            f"PictureSenses({self.sample.shape[1]} pictures of each of {len(self.texts)} prompts; {n_two} names with "
+            f"two groups, separation of at least {self.threshold:.3f})"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each name: separation, share of the smaller group, and whether it passes the threshold."""
+        own = slice(len(self.names))
+        return pd.DataFrame({
+            "name": self.names, "separation": self.separation[own].numpy(),
+            "smaller_group": self.group[own].double().mean(dim=1).numpy(),
+            "two_groups": (self.separation[own] >= self.threshold).numpy(),
+        })  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file; what is no tensor is JSON in it."""
+        save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PictureSenses:
+        """Read a file that `save` wrote.
+
+        Raises:
+            LoadError: no such file, a damaged one, or one that holds something else.
+        """
+        return load_result(cls, path)

@@ -1,0 +1,60 @@
+"""Flags' numbers by loops from their formulas; it imports nothing of the package."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+
+def paired(before, after):
+    """Mean difference of pairs, and its standard error."""
+    difference = [b - a for a, b in zip(before, after, strict=True)]
+    n = len(difference)
+    middle = math.fsum(difference) / n
+    variance = math.fsum((one - middle) ** 2 for one in difference) / (n - 1)
+    return middle, math.sqrt(variance / n)
+
+
+def welch(first, second):
+    means, errors = [], []
+    for values in (first, second):
+        middle = math.fsum(values) / len(values)
+        means.append(middle)
+        errors.append(math.fsum((one - middle) ** 2 for one in values) / (len(values) - 1) / len(values))
+    return (means[1] - means[0]) / math.sqrt(sum(errors))
+
+
+def squares(points):
+    """Sum of squared distances to the mean."""
+    n = len(points)
+    middle = [math.fsum(column) / n for column in zip(*points, strict=True)]
+    return math.fsum((x - m) ** 2 for point in points for x, m in zip(point, middle, strict=True))
+
+
+def best_separation(points):
+    """The greatest share of the spread that any partition into two explains: all partitions are tried."""
+    whole, best = squares(points), math.inf
+    for side in itertools.product((0, 1), repeat=len(points) - 1):
+        groups = [[point for point, own in zip(points, (0, *side), strict=True) if own == number] for number in (0, 1)]
+        if all(groups):
+            best = min(best, sum(map(squares, groups)))
+    return 1 - best / whole
+
+
+def rank(values, value):
+    """Place of a value among others in [0, 1], equal ones at their mean place."""
+    below = sum(other < value for other in values)
+    equal = sum(other == value for other in values)
+    return (below + (equal - 1) / 2) / (len(values) - 1)
+
+
+def ring_mean(rows, box):
+    """Mean of the pixels that touch a box from outside, corners among them."""
+    left, top, right, bottom = box
+    around = [
+        rows[y][x]
+        for y in range(max(top - 1, 0), min(bottom + 1, len(rows)))
+        for x in range(max(left - 1, 0), min(right + 1, len(rows[0])))
+        if not (left <= x < right and top <= y < bottom)
+    ]
+    return math.fsum(around) / len(around)

@@ -1,0 +1,186 @@
+"""Groups of pictures: 2-means against all partitions, discriminants against scipy, and the senses that come of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import flags as oracle
+from torch import Tensor
+
+from clip_lens_ext.errors import InputError, LoadError
+from clip_lens_ext.semantics import PictureSenses, Sense, find_picture_senses, find_word_senses
+from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
+from clip_lens_ext.towers import HookedCLIP
+
+NAMES = ["crane", "duck", "paper stool", "stool", "heart"]
+
+
+def points(n: int, seed: int, gap: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    found[: n // 3] += gap
+    return found
+
+
+@given(n=st.integers(4, 9), seed=st.integers(0, 50), gap=st.sampled_from([0.0, 2.0, 6.0]))
+@settings(max_examples=40, deadline=None)
+def test_two_means_explain_no_more_than_the_best_partition(n: int, seed: int, gap: float) -> None:
+    cloud = points(n, seed, gap)
+    found, best = split_in_two(cloud, seed=0, n_init=20), oracle.best_separation(cloud.tolist())
+    # A local optimum may be missed; what is told is never more than can be.
+    assert found.separation <= best + 1e-12
+    assert found.separation >= 0.9 * best
+    assert 2 * int(found.group.sum()) <= n
+    sides = [cloud[found.group == number].tolist() for number in (0, 1)]
+    rest = sum(oracle.squares(side) for side in sides)
+    assert found.separation == pytest.approx(1 - rest / oracle.squares(cloud.tolist()), abs=1e-12)
+
+
+def test_groups_far_apart_are_found() -> None:
+    found = split_in_two(points(30, 3, gap=9.0), seed=0)
+    assert found.group.tolist() == [1] * 10 + [0] * 20
+    assert found.separation > 0.85
+    assert purity(found.group, 1 - found.group) == 1
+    assert purity(found.group, torch.arange(30) % 2) == 0.5
+
+
+def test_points_that_are_one() -> None:
+    found = split_in_two(torch.ones(5, 2, dtype=torch.float64), seed=0)
+    assert found.separation == 0
+    assert found.group.sum() == 0
+
+
+@given(first=st.integers(2, 9), second=st.integers(2, 9), seed=st.integers(0, 20))
+@settings(max_examples=20, deadline=None)
+def test_welch(first: int, second: int, seed: int) -> None:
+    one, two = points(first, seed), points(second, seed + 1) + 1
+    expected = [oracle.welch(one[:, i].tolist(), two[:, i].tolist()) for i in range(3)]
+    torch.testing.assert_close(welch_t(one, two), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_welch_where_nothing_varies() -> None:
+    same = torch.ones(4, 2, dtype=torch.float64)
+    assert welch_t(same, same).tolist() == [0, 0]
+    assert welch_t(same[:1], same).tolist() == [0, 0]
+
+
+def test_discriminants_solve_the_generalised_eigenproblem() -> None:
+    features = points(40, 7) @ torch.tensor([[1.0, 0.2, 0.0], [0.0, 2.0, 0.1], [0.3, 0.0, 0.5]], dtype=torch.float64)
+    sets = torch.arange(40).reshape(5, 8)
+    found = Discriminants(features, sets, n_dims=2).without(1, 3)
+    within, between = np.zeros((3, 3)), np.zeros((3, 3))
+    for number in (0, 2, 4):
+        rows = features[sets[number]].numpy()
+        own = rows - rows.mean(0)
+        within += own.T @ own / len(rows) / 3
+        apart = rows.mean(0) - features.numpy().mean(0)
+        between += np.outer(apart, apart) / 3
+    within += 0.01 * np.trace(within) / 3 * np.eye(3)
+    _, vectors = scipy.linalg.eigh(between, within)
+    # Directions are determined up to their sign.
+    expected = torch.from_numpy(vectors[:, -2:])
+    torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def senses(clip: HookedCLIP, pixels: Tensor, sae: Any) -> PictureSenses:
+    return find_picture_senses(clip, pixels, sae, NAMES, n=8, n_dims=3, n_controls=5, batch_size=7, progress=False)
+
+
+def test_what_is_retrieved_and_split(clip: HookedCLIP, pixels: Tensor, sae: Any, senses: PictureSenses) -> None:
+    assert senses.texts == (*NAMES, "paper")
+    assert (senses.part_of.tolist(), senses.part_words) == ([2, 2], ("paper", "stool"))
+    with torch.no_grad():
+        cosine = clip.similarity(pixels, list(senses.prompts))
+    for row in range(len(senses.texts)):
+        expected = cosine[:, row].topk(8)
+        assert senses.sample[row].tolist() == expected.indices.tolist()
+        torch.testing.assert_close(senses.cosine[row], expected.values.double(), rtol=1e-6, atol=1e-7)
+    with torch.no_grad():
+        activation = clip.vision.run_to(pixels, sae.cfg.metadata.hook_name)[:, 1:]
+    latent = sae.encode(activation).amax(1).clamp(min=0).detach()
+    features = activation.mean(1)
+    space = Discriminants(features, senses.sample[: len(NAMES)], 3)
+    for row in range(len(senses.texts)):
+        own = split_in_two(features[senses.sample[row]] @ (space.without(row) if row < 5 else space.without()), seed=0)
+        assert senses.group[row].tolist() == own.group.tolist()
+        assert float(senses.separation[row]) == pytest.approx(own.separation, abs=1e-9)
+        sides = [latent[senses.sample[row]][senses.group[row] == number] for number in (0, 1)]
+        torch.testing.assert_close(senses.latent_t[row], welch_t(*sides), rtol=1e-6, atol=1e-8)
+
+
+def test_parts_are_compared_half_and_half(pixels: Tensor, clip: HookedCLIP, sae: Any, senses: PictureSenses) -> None:
+    features = clip.vision.run_to(pixels, sae.cfg.metadata.hook_name)[:, 1:].mean(1).detach()
+    space = Discriminants(features, senses.sample[: len(NAMES)], 3)
+    for part, (word, left_out) in enumerate([("paper", (2,)), ("stool", (2, 3))]):
+        rows = torch.cat([senses.sample[2][:4], senses.sample[senses.texts.index(word)][:4]])
+        own = split_in_two(features[rows] @ space.without(*left_out), seed=0)
+        assert float(senses.part_separation[part]) == pytest.approx(own.separation, abs=1e-9)
+        assert float(senses.part_purity[part]) == purity(own.group, torch.tensor([0] * 4 + [1] * 4))
+
+
+def test_thresholds_come_from_the_controls(senses: PictureSenses) -> None:
+    one, two = senses.separation[:5].sort().values[2], senses.mixed_separation.sort().values[2]
+    assert senses.threshold == pytest.approx(float(one * two) ** 0.5)
+    assert senses.purity_threshold == pytest.approx((0.5 + float(senses.mixed_purity.sort().values[2])) / 2)
+    assert senses.to_frame().two_groups.tolist() == (senses.separation[:5] >= senses.threshold).tolist()
+
+
+def test_seeds_and_batches(clip: HookedCLIP, pixels: Tensor, sae: Any, senses: PictureSenses) -> None:
+    again = find_picture_senses(clip, pixels, sae, NAMES, n=8, n_dims=3, n_controls=5, batch_size=23, progress=False)
+    torch.testing.assert_close(again.mixed_separation, senses.mixed_separation)
+    torch.testing.assert_close(again.latent_t, senses.latent_t)
+
+
+def test_saved_and_loaded(senses: PictureSenses, tmp_path: Path) -> None:
+    senses.save(tmp_path / "senses.safetensors")
+    found = PictureSenses.load(tmp_path / "senses.safetensors")
+    assert (found.names, found.part_words, found.threshold) == (senses.names, senses.part_words, senses.threshold)
+    assert torch.equal(found.group, senses.group)
+    with pytest.raises(LoadError, match=r"PictureSenses\.save"):
+        PictureSenses.load(tmp_path / "none")
+
+
+def test_wrong_input(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
+    for names, settings_, message in [
+        (["a", "b", "c"], {}, "at least four"),
+        (["a", "b", "c", "a"], {}, "each once"),
+        (NAMES, {"n": 24}, "23 readable pictures"),
+        (NAMES, {"n": 2}, "at least 4"),
+        (NAMES, {"template": "a photo"}, "one {}"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            find_picture_senses(clip, pixels, sae, names, progress=False, **settings_)
+
+
+BAT = {
+    "bat": [
+        Sense("bat.n.01", "", ("bat", "chiropteran"), ("placental_mammal.n.01", "mammal.n.01")),
+        Sense("bat.n.05", "", ("bat",), ("club.n.02",)),
+        Sense("bat.n.06", "", (), ()),
+    ],
+    "duck": [Sense("duck.n.01", "", ("duck",), ("bird.n.01",))],
+    "photo": [Sense("photo.n.01"), Sense("photo.n.02")],
+}
+
+
+def test_senses_of_the_words_of_prompts(clip: HookedCLIP) -> None:
+    found = find_word_senses(["a photo of a bat", "a photo of a duck", "a Bat"], BAT, clip, n_senses=2)
+    assert found.senses == ("bat.n.01", "bat.n.05") * 2
+    assert found.prompts == ("a photo of a bat",) * 2 + ("a Bat",) * 2
+    assert found.texts == ("bat chiropteran placental mammal", "bat club") * 2
+    with torch.no_grad():
+        torch.testing.assert_close(found.vectors, clip.embed_texts(list(found.texts), normalize=True).float())
+    assert find_word_senses(["a bat"], BAT, clip).texts[2] == "bat"
+    assert len(find_word_senses(["a duck"], BAT, clip)) == 0
+    assert set(find_word_senses(["a photo"], BAT, clip, ignore=()).words) == {"photo"}
+    for prompts, n in ((["a bat"], 1), ([], 6), ("a bat", 6)):
+        with pytest.raises(InputError, match="at least one prompt"):
+            find_word_senses(prompts, BAT, clip, n_senses=n)
