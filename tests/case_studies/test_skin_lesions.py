@@ -98,7 +98,7 @@ def test_signs_are_on_the_pictures() -> None:
     brightness = batch.images.float().mean(dim=1)
     skin = brightness[:, :4].flatten(1).median(dim=1).values
     area = (brightness < skin[:, None, None] - 40).flatten(1).float().mean(dim=1)
-    assert np.corrcoef(area, batch.signs[:, SIGNS.index("diameter")])[0, 1] > 0.5
+    assert np.corrcoef(area, batch.signs[:, SIGNS.index("diameter")])[0, 1] > 0.4
     # Within the smallest lesion red less blue is one number on brown, and others on blue and red.
     inner = batch.images[~batch.hair][:, :, 20:28, 20:28].float()
     varied = (inner[:, 0] - inner[:, 2]).flatten(1).std(dim=1)

@@ -59,14 +59,14 @@ def draw_accuracy(study: Study, path: Path) -> None:
     """Balanced accuracy against agreement: a row for each shortcut, a column for each set of test pictures."""
     kinds, width, height = (SAME, FREE, REVERSED), 3.3, 2.15
     shortcuts = study.settings.shortcuts
-    page = Page(_MARGIN + 0.55 + 3 * (width + 0.35) + 0.15, 1.5 + len(shortcuts) * (height + 0.55))
+    page = Page(_MARGIN + 0.55 + 3 * (width + 0.35) + 0.15, 1.75 + len(shortcuts) * (height + 0.55))
     page.text(_MARGIN, 0.2, "How far does each head fall with its training set?", size=14, weight="bold")
     page.text(_MARGIN, 0.52, f"Balanced accuracy on {study.settings.n_test} test lesions; bands: 95% over lesions. The "
               "prompts know no training set.", size=9, color=SOFT)  # fmt: skip
     axes = None
     for row, shortcut in enumerate(shortcuts):
         for column, kind in enumerate(kinds):
-            axes = page.axes(_MARGIN + 0.55 + column * (width + 0.35), 1.3 + row * (height + 0.55), width, height)
+            axes = page.axes(_MARGIN + 0.55 + column * (width + 0.35), 1.55 + row * (height + 0.55), width, height)
             _lines(axes, study, shortcut, kind)
             if row == 0:
                 axes.set_title(SHOWN_AS[kind], fontsize=10, color=INK, loc="left", pad=6)
@@ -136,7 +136,7 @@ class SuspectRow:
 
 def draw_suspects(rows: Sequence[SuspectRow], path: Path, *, title: str, about: str) -> None:
     """A row for each suspect: what it is said to carry, and the pictures that activate it most."""
-    size, gap, left = 0.82, 0.06, 4.5
+    size, gap, left = 0.82, 0.06, 3.4
     n_pictures = max((len(row.pictures) for row in rows), default=0)
     page = Page(left + n_pictures * (size + gap) + _MARGIN, 1.05 + max(1, len(rows)) * (size + gap) + 0.25)
     page.text(_MARGIN, 0.2, title, size=13, weight="bold")

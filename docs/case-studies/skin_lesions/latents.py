@@ -26,15 +26,16 @@ class Suspects:
     """Latents with a greater share of the attribution under the classifier than under the class prompts.
 
     Attributes:
-        latents: greatest difference first; none, where no difference reaches the least that counts.
-        difference: share under the classifier less the share under the prompts, of the class where it is greatest.
+        latents: greatest excess first; none, where no excess reaches the least that counts.
+        excess: share under the classifier less the share under the prompts, or less nothing where the prompts count the
+            latent against the class; of the class where it is greatest.
         of_class: that class.
         share_probe, share_text: both shares.
         comparison: `compare_heads`' result, with every latent.
     """
 
     latents: tuple[int, ...]
-    difference: tuple[float, ...]
+    excess: tuple[float, ...]
     of_class: tuple[str, ...]
     share_probe: tuple[float, ...]
     share_text: tuple[float, ...]
@@ -65,8 +66,8 @@ def find_suspects(
         classifier: of unit embeddings.
         prompts: one for each class.
         classes: their names.
-        least: the difference of shares from which a latent counts.
-        most: at most so many latents, the greatest differences.
+        least: the excess from which a latent counts.
+        most: at most so many latents, those of the greatest excess.
         progress: draw a bar.
     """
     weight = torch.tensor(classifier.weight)
@@ -80,10 +81,13 @@ def find_suspects(
     found = cle.compare_heads(
         clip.vision, images, sae, probe, texts, target_of=labels.tolist(), preprocess=clip.preprocess, progress=progress
     )
-    frame = found.to_frame().sort_values("difference", ascending=False, kind="stable").drop_duplicates("latent")
-    frame = frame[frame.difference >= least].head(most)
+    frame = found.to_frame()
+    # A latent that the prompts count against a class is no suspect for that alone: the classifier must rest on it.
+    frame = frame.assign(excess=frame.share_probe - frame.share_text.clip(lower=0))
+    frame = frame.sort_values("excess", ascending=False, kind="stable").drop_duplicates("latent")
+    frame = frame[frame.excess >= least].head(most)
     return Suspects(
-        tuple(frame.latent.tolist()), tuple(frame.difference.tolist()), tuple(frame["class"].tolist()),
+        tuple(frame.latent.tolist()), tuple(frame.excess.tolist()), tuple(frame["class"].tolist()),
         tuple(frame.share_probe.tolist()), tuple(frame.share_text.tolist()), found,
     )  # fmt: skip
 
