@@ -12,7 +12,7 @@ from figures import FREE, REVERSED, SAME
 from folder import read_folder
 from folder_study import ALL
 from generated import Settings, Study, lesion_clip, run_study, versions
-from heads import ABLATED, CLASSIFIER, PROMPTS, RANDOM, REFITTED, agreeing
+from heads import ABLATED, CLASSIFIER, PROMPTS, RANDOM, agreeing
 from latents import activations, embed_without, matched_sets
 from lesions import SHORTCUTS, SIGNS, LesionWorld
 from measures import Measured, accuracy, auroc, fit_classifier
@@ -297,7 +297,7 @@ def test_the_study_of_a_folder(photos: Path) -> None:
 
 SMALL = Settings(
     n_steps=150, n_sae_pictures=500, d_sae=64, k=8, n_sae_tokens=40_000, n_train=300, n_test=300, n_explained=100,
-    n_random=2, shortcuts=("vignette",), agreements=(0.5, 1.0), hook_name="blocks.1.hook_resid_post",
+    n_random=2, shortcuts=("vignette",), agreements=(0.5, 0.95), hook_name="blocks.1.hook_resid_post",
     model=ClipConfig(embed_dim=32, patch_size=12, vision_layers=2, vision_width=64, text_layers=1, text_width=32),
 )  # fmt: skip
 
@@ -309,7 +309,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
 
 
 def test_a_classifier_learns_the_shortcut_and_the_prompts_do_not(small: tuple[Study, Path]) -> None:
-    biased, fair = (small[0].cell("vignette", share).accuracy for share in (1.0, 0.5))
+    biased, fair = (small[0].cell("vignette", share).accuracy for share in (0.95, 0.5))
     fall = {head: (biased[SAME][head] - biased[REVERSED][head]).balanced for head in (CLASSIFIER, PROMPTS)}
     assert fall[CLASSIFIER].interval[0] > 0.5
     assert fall[PROMPTS].value < 0.2
@@ -317,19 +317,18 @@ def test_a_classifier_learns_the_shortcut_and_the_prompts_do_not(small: tuple[St
     assert (fair[SAME][CLASSIFIER] - fair[REVERSED][CLASSIFIER]).balanced.value < 0.15
 
 
-def test_the_suspects_carry_the_shortcut_and_are_found_only_where_there_is_one(small: tuple[Study, Path]) -> None:
-    cell = small[0].cell("vignette", 1.0)
-    assert cell.suspects.latents
-    assert max(one.value for one in cell.key) > 0.8
+def test_suspects_carry_the_shortcut_and_matter_more_than_random_latents(small: tuple[Study, Path]) -> None:
+    cell = small[0].cell("vignette", 0.95)
+    assert set(cell.suspects.latents) & set(cell.keyed)
+    assert max(abs(one.value - 0.5) for one in cell.key) >= 0.3
     reversed_ = cell.accuracy[REVERSED]
-    assert (reversed_[ABLATED] - reversed_[RANDOM]).balanced.interval[0] > 0
-    assert (reversed_[REFITTED] - reversed_[CLASSIFIER]).balanced.interval[0] > 0
+    assert (reversed_[ABLATED] - reversed_[RANDOM]).auroc.interval[0] > 0
 
 
 def test_the_report_and_figures(small: tuple[Study, Path], tmp_path: Path) -> None:
     study, _ = small
     text = study_section(study, "command", "machine")
-    value = study.cell("vignette", 1.0).accuracy[REVERSED][CLASSIFIER].balanced
+    value = study.cell("vignette", 0.95).accuracy[REVERSED][CLASSIFIER].balanced
     assert f"{value.value:.2f} ({value.interval[0]:.2f} to {value.interval[1]:.2f})" in text
     assert "nan" not in text
     draw_generated(study, tmp_path, n_pictures=3)

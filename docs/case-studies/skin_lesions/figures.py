@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from generated import FREE, REVERSED, SAME, Study
-from heads import ABLATED, CLASSIFIER, HEADS, PROMPTS, RANDOM, RANDOM_REFITTED, REFITTED
+from heads import ABLATED, CLASSIFIER, HEADS, KEYED, PROMPTS, RANDOM, REFITTED
 from lesions import SHORTCUTS, LesionWorld
 from matplotlib.axes import Axes
 from measures import Accuracy
@@ -22,8 +22,8 @@ STYLES = {
     PROMPTS: ("#1f6feb", "-", "s"),
     ABLATED: ("#d4700a", "-", "^"),
     RANDOM: ("#d4700a", (0, (1, 1.5)), "v"),
+    KEYED: ("#7a3db8", (0, (4, 2)), "d"),
     REFITTED: ("#1a7f37", "-", "D"),
-    RANDOM_REFITTED: ("#1a7f37", (0, (1, 1.5)), "d"),
 }
 SHOWN_AS = {SAME: "biased like the training set", FREE: "without the shortcut", REVERSED: "shortcut reversed"}
 _MARGIN = 0.5
@@ -92,7 +92,7 @@ def _lines(axes: Axes, study: Study, shortcut: str, kind: str) -> None:
         # Without suspects there is nothing to set to zero, and the head is the one that it was.
         found = [cell.get(head, cell[CLASSIFIER]).balanced for cell in cells]
         low, high = zip(*(one.interval for one in found), strict=True)
-        if head in (CLASSIFIER, PROMPTS, REFITTED):
+        if head in (CLASSIFIER, PROMPTS, ABLATED):
             axes.fill_between(places, low, high, color=colour, alpha=0.09, linewidth=0)
         axes.plot(places, [one.value for one in found], color=colour, linestyle=line, marker=marker, markersize=3.6,
                   linewidth=1.5, label=head)  # fmt: skip

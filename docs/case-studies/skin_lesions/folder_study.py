@@ -107,7 +107,10 @@ def study_folder(
         active = activations(clip, list(train.files), sae)
         sets += [list(suspects.latents), *matched_sets(active, suspects.latents, n_sets=n_random, seed=seed)]
     without = embed_without(clip, list(train.files), sae, sets, what="without latents", progress=progress)
-    heads = fit_heads(without, train.labels, classifier, zero_shot)
+    heads = fit_heads(
+        without, train.labels, classifier, zero_shot, suspects=1 if suspects.latents else None,
+        controls=range(2, len(sets)),
+    )  # fmt: skip
     rows = embed_without(clip, list(test.files), sae, sets, what="test pictures", progress=progress)
     agreement = {name: float((column == train.labels).mean()) for name, column in train.annotations.items()}
     found, not_measured = {}, []

@@ -23,6 +23,8 @@ from clip_lens_ext.planted.model import ClipConfig
 from clip_lens_ext.planted.store import read_clip, write_clip
 from clip_lens_ext.planted.train_clip import TrainConfig, train_clip
 
+TELLS = 0.8
+"""A latent carries a shortcut where the area under the ROC curve is at least this, or at most 1 less this."""
 PROMPTS_OF = ("a photo of a naevus", "a photo of a melanoma")
 SAME, FREE, REVERSED = "same bias", "shortcut-free", "reversed"
 BIASED = {"ruler": 0.95}
@@ -64,8 +66,9 @@ class Cell:
         shortcut, agreement: which.
         accuracy: pictures -> head -> accuracy, for the pictures `SAME`, `FREE` and `REVERSED`.
         suspects: what the comparison of the heads found.
-        key: of each suspect how well its activation tells pictures with the shortcut from the same ones without.
-        greatest_key: the latent that tells them best, of all, and how well.
+        key: of each suspect the area under the ROC curve of its activation, of pictures with the shortcut against the
+            same ones without. Near 0 it is active where the shortcut is missing.
+        keyed: all latents that carry the shortcut, whatever the classifier rests on, those of the clearest area first.
     """
 
     shortcut: str
@@ -73,7 +76,7 @@ class Cell:
     accuracy: dict[str, dict[str, Accuracy]]
     suspects: Suspects
     key: tuple[Measured, ...]
-    greatest_key: tuple[int, float]
+    keyed: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +142,7 @@ def lesion_sae(
     return sae, cle.check_sae(clip.vision, others, sae, n_images=128, progress=progress)
 
 
-def run_study(settings: Settings, out: Path, *, control: bool = True, progress: bool = True) -> Study:
+def run_study(settings: Settings, out: Path, *, control: bool = False, progress: bool = True) -> Study:
     """Everything: models, and a cell for each shortcut and agreement.
 
     Args:
@@ -164,7 +167,7 @@ def versions(world: LesionWorld, shortcut: str, n: int, split: str) -> tuple[Ten
 
     Other shortcuts lie on one picture in five, whatever its diagnosis.
     """
-    pair = [world.sample(n, seed=0, split=split, agreement={}, present={shortcut: on}) for on in (False, True)]
+    pair = [world.sample(n, seed=1, split=split, agreement={}, present={shortcut: on}) for on in (False, True)]
     return torch.stack([batch.images for batch in pair]), pair[0].labels.numpy()
 
 
@@ -189,10 +192,10 @@ def _cells(
     plain = embed(train, [[]], f"{shortcut}: training pictures")
     active = activations(clip, normalise(test.flatten(0, 1)), sae)
     flag = np.repeat([0, 1], len(truth))
-    separates = [auroc(active[:, j], flag) for j in range(settings.d_sae)]
-    best = int(np.argmax(separates))
+    clearest = np.array([abs(auroc(active[:, j], flag) - 0.5) for j in range(settings.d_sae)])
+    keyed = [int(j) for j in (-clearest).argsort(kind="stable") if clearest[j] >= TELLS - 0.5]
     fitted = []
-    sets: list[list[int]] = [[]]
+    sets: list[list[int]] = [[], keyed]
     for agreement in settings.agreements:
         shown = agreeing(labels, agreement, draws)
         classifier = fit_classifier(chosen(plain, shown)[0], labels)
@@ -201,25 +204,25 @@ def _cells(
         suspects = find_suspects(
             clip, explained, sae, labels[rows], classifier, PROMPTS_OF, classes=CLASSES, progress=progress
         )
-        own = [0]
+        own: dict[str, Any] = {"keyed": 1 if keyed else None}
         if suspects.latents:
             controls = matched_sets(
                 activations(clip, explained, sae), suspects.latents, n_sets=settings.n_random, seed=settings.seed
             )
-            own += range(len(sets), len(sets) + 1 + len(controls))
+            own |= {"suspects": len(sets), "controls": range(len(sets) + 1, len(sets) + 1 + len(controls))}
             sets += [list(suspects.latents), *controls]
         fitted.append((agreement, shown, classifier, suspects, own))
     without = embed(train, sets, f"{shortcut}: training pictures without latents")
     test_without = embed(test, sets, f"{shortcut}: test pictures without latents")
     cells = []
     for agreement, shown, classifier, suspects, own in fitted:
-        heads = fit_heads(chosen(without[own], shown), labels, classifier, prompts)
+        heads = fit_heads(chosen(without, shown), labels, classifier, prompts, **own)
         found = {
-            name: heads.accuracy(chosen(test_without[own], there), truth)
+            name: heads.accuracy(chosen(test_without, there), truth)
             for name, there in shown_in(truth, agreement, test_draws).items()
         }
         key = tuple(accuracy(active[:, latent], flag).auroc for latent in suspects.latents)
-        cells.append(Cell(shortcut, agreement, found, suspects, key, (best, separates[best])))
+        cells.append(Cell(shortcut, agreement, found, suspects, key, tuple(keyed)))
     return cells
 
 

@@ -10,9 +10,9 @@ from measures import Accuracy, Array, LinearClassifier, accuracy, fit_classifier
 from numpy.typing import NDArray
 
 CLASSIFIER, PROMPTS = "classifier", "prompts"
-ABLATED, RANDOM = "classifier, suspects at zero", "classifier, random latents at zero"
-REFITTED, RANDOM_REFITTED = "refitted, suspects at zero", "refitted, random latents at zero"
-HEADS = (CLASSIFIER, PROMPTS, ABLATED, RANDOM, REFITTED, RANDOM_REFITTED)
+ABLATED, RANDOM = "suspects at zero", "random latents at zero"
+KEYED, REFITTED = "the key's latents at zero", "refitted, suspects at zero"
+HEADS = (CLASSIFIER, PROMPTS, ABLATED, RANDOM, KEYED, REFITTED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,24 +40,34 @@ class Heads:
 
 
 def fit_heads(
-    embeddings: Array, labels: NDArray[np.int64], classifier: LinearClassifier, prompts: LinearClassifier
+    embeddings: Array,
+    labels: NDArray[np.int64],
+    classifier: LinearClassifier,
+    prompts: LinearClassifier,
+    *,
+    suspects: int | None = None,
+    controls: Sequence[int] = (),
+    keyed: int | None = None,
 ) -> Heads:
-    """The classifier as it is on every set of embeddings, and fitted anew on them.
+    """The classifier as it is on every set of embeddings, and fitted anew on those without the suspects.
 
     Args:
-        embeddings: of the training pictures, `[set picture d_embed]`: the model as it is, then, if there are suspects,
-            the suspects at zero, then each random control.
+        embeddings: of the training pictures with each set of latents at zero, `[set picture d_embed]`.
         labels: 0 or 1, `[picture]`.
-        classifier: fitted on the model as it is.
+        classifier: fitted on the model as it is, which is the set 0.
         prompts: the class prompts as a linear head.
+        suspects: the number of the suspects' set, if there are any.
+        controls: the numbers of the sets of random latents.
+        keyed: the number of the set that the answer key gives, if it gives one.
     """
     members = {CLASSIFIER: [(0, classifier)], PROMPTS: [(0, prompts)]}
-    numbers = range(1, len(embeddings))
-    anew = [(number, fit_classifier(embeddings[number], labels)) for number in numbers]
-    if len(embeddings) > 1:
-        members[ABLATED], members[REFITTED] = [(1, classifier)], anew[:1]
-    if len(embeddings) > 2:
-        members[RANDOM], members[RANDOM_REFITTED] = [(number, classifier) for number in numbers[1:]], anew[1:]
+    if suspects is not None:
+        members[ABLATED] = [(suspects, classifier)]
+        members[REFITTED] = [(suspects, fit_classifier(embeddings[suspects], labels))]
+    if controls:
+        members[RANDOM] = [(number, classifier) for number in controls]
+    if keyed is not None:
+        members[KEYED] = [(keyed, classifier)]
     return Heads({name: members[name] for name in HEADS if name in members})
 
 

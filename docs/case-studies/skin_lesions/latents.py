@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 import clip_lens_ext as cle
 from clip_lens_ext.errors import InputError
 
-LEAST, MOST = 0.05, 8
+LEAST, MOST = 0.01, 16
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,14 +9,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[3]))  # the tables are written as the benchmarks write theirs
 
 from folder_study import FolderStudy
-from generated import BIASED, FREE, REVERSED, SAME, Cell, Study
-from heads import ABLATED, CLASSIFIER, HEADS, PROMPTS, RANDOM, RANDOM_REFITTED, REFITTED
+from generated import BIASED, FREE, REVERSED, SAME, TELLS, Cell, Study
+from heads import ABLATED, CLASSIFIER, HEADS, KEYED, PROMPTS, RANDOM, REFITTED
 from measures import Accuracy, Measured
 
 from benchmarks.page import table
-
-TELLS = 0.8
-"""The area under the curve from which a latent is said to carry a shortcut."""
 
 
 def change(difference: Measured) -> str:
@@ -53,7 +50,7 @@ def study_section(study: Study, command: str, machine: str) -> str:
     """The section of README.md: the tables and, for the strongest bias that is not total, the verdicts."""
     settings, q = study.settings, study.check.quality
     strong = strong_agreement(settings.agreements)
-    header = ["shortcut", "agreement", "suspects", "carry it", "first: classifier, prompts", "its area", "best latent"]
+    header = ["shortcut", "agreement", "suspects", "of them carry it", "latents that carry it", "greatest excess"]
     parts = [
         f"`{command}` ({machine})",
         _prose(
@@ -67,9 +64,10 @@ def study_section(study: Study, command: str, machine: str) -> str:
         table(["shortcut", "agreement", "test pictures", *HEADS], _accuracy_rows(study)),
         "### Suspects",
         _prose(
-            "Found without the answer key. *Area*: under the ROC curve, of a latent's activation that tells a lesion",
-            f"with the shortcut from the same lesion without it; *carry it*: suspects whose area is {TELLS} or more.",
-            "*Best latent*: the one of all that has the greatest area, which only the key knows.",
+            "Suspects are found without the answer key. By the key a latent *carries* the shortcut if its activation",
+            f"tells a lesion with it from the same lesion without it: area under the ROC curve at least {TELLS}, or at",
+            f"most {1 - TELLS:.1f} where the latent is active when the shortcut is missing. The last column: the latent,",
+            "its share under the classifier and under the prompts, and its area.",
         ),
         table(header, [_suspect_row(cell) for cell in study.cells]),
         f"### What the intervals say, at an agreement of {strong:g}",
@@ -102,15 +100,15 @@ def _accuracy_rows(study: Study) -> list[list[str]]:
 def _suspect_row(cell: Cell) -> list[str]:
     suspects = cell.suspects
     told = [cell.shortcut, f"{cell.agreement:g}", str(len(suspects.latents))]
-    best = f"{cell.greatest_key[0]}: {cell.greatest_key[1]:.2f}"
+    told += [str(_carrying(cell)), str(len(cell.keyed))]
     if not suspects.latents:
-        return [*told, "", "", "", best]
-    shares = f"{suspects.latents[0]}: {100 * suspects.share_probe[0]:.0f}%, {100 * suspects.share_text[0]:.0f}%"
-    return [*told, str(_carrying(cell)), shares, _short(cell.key[0]), best]
+        return [*told, ""]
+    shares = f"{100 * suspects.share_probe[0]:.0f}%, {100 * suspects.share_text[0]:.0f}%"
+    return [*told, f"{suspects.latents[0]}: {shares}; {_short(cell.key[0])}"]
 
 
 def _carrying(cell: Cell) -> int:
-    return sum(one.value >= TELLS for one in cell.key)
+    return len(set(cell.suspects.latents) & set(cell.keyed))
 
 
 def _gain(cell: Cell, pictures: str, head: str) -> str:
@@ -134,11 +132,16 @@ def _verdict(cell: Cell) -> str:
         f"{_carrying(cell)} of {len(cell.suspects.latents)} suspects carry it. With the suspects at zero the",
         f"classifier's accuracy on reversed pictures {_gain(cell, REVERSED, ABLATED)}, with random latents of like",
         f"activation at zero it {_gain(cell, REVERSED, RANDOM)}; on pictures without the shortcut, suspects at",
-        f"zero, it {_gain(cell, FREE, ABLATED)}.",
-        f"Fitted anew with the suspects at zero it {_gain(cell, FREE, REFITTED)} on pictures without the shortcut and",
-        f"{_gain(cell, REVERSED, REFITTED)} on reversed ones; fitted anew with the random latents at zero it",
-        f"{_gain(cell, FREE, RANDOM_REFITTED)} and {_gain(cell, REVERSED, RANDOM_REFITTED)}.",
+        f"zero, it {_gain(cell, FREE, ABLATED)}, random ones at zero, it {_gain(cell, FREE, RANDOM)}. Fitted anew with",
+        f"the suspects at zero it {_gain(cell, FREE, REFITTED)} on pictures without the shortcut and",
+        f"{_gain(cell, REVERSED, REFITTED)} on reversed ones.",
+        *([_of_the_key(cell)] if KEYED in by[REVERSED] else []),
     )
+
+
+def _of_the_key(cell: Cell) -> str:
+    named = f"With the {len(cell.keyed)} latents that the key names at zero the classifier's accuracy"
+    return f"{named} {_gain(cell, REVERSED, KEYED)} on reversed pictures."
 
 
 def _control(study: Study) -> str:

@@ -57,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     generated = parser.add_argument_group("generated lesions")
     generated.add_argument("--steps", type=int, default=Settings.n_steps, help="of the CLIP's training (%(default)s)")
-    generated.add_argument(
-        "--no-control", action="store_true", help="without the second CLIP, whose pretraining is biased"
-    )
+    generated.add_argument("--control", action="store_true", help="also a second CLIP, whose pretraining is biased")
     generated.add_argument(
         "--page", type=Path, help="also write the section `study` of this page, and figures/ beside it"
     )
@@ -86,11 +84,11 @@ def _parser() -> argparse.ArgumentParser:
 def _generated(asked: argparse.Namespace) -> None:
     settings = Settings(seed=asked.seed, n_steps=asked.steps)
     asked.out.mkdir(parents=True, exist_ok=True)
-    study = run_study(settings, asked.out, control=not asked.no_control, progress=not asked.quiet)
+    study = run_study(settings, asked.out, control=asked.control, progress=not asked.quiet)
     draw_generated(study, asked.out)
     extra = "".join(f" --{name} {value}" for name, value in (("seed", asked.seed), ("steps", asked.steps))
                     if value != getattr(Settings, {"steps": "n_steps"}.get(name, name)))  # fmt: skip
-    text = study_section(study, COMMAND + extra, machine())
+    text = study_section(study, COMMAND + extra + " --control" * asked.control, machine())
     (asked.out / "report.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     if asked.page is not None:
