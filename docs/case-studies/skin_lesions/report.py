@@ -66,7 +66,7 @@ def study_section(study: Study, command: str, machine: str) -> str:
         _prose(
             "Suspects are found without the answer key. By the key a latent *carries* the shortcut if its activation",
             f"tells a lesion with it from the same lesion without it: area under the ROC curve at least {TELLS}, or at",
-            f"most {1 - TELLS:.1f} where the latent is active when the shortcut is missing. The last column: the latent,",
+            f"most {1 - TELLS:.1f} where the latent is active when the shortcut is missing. Last column: the latent,",
             "its share under the classifier and under the prompts, and its area.",
         ),
         table(header, [_suspect_row(cell) for cell in study.cells]),
