@@ -35,7 +35,7 @@ class FolderStudy:
             way round in which that is the more.
         key: of each annotation and suspect how well the activation tells test pictures with it from those without.
         not_measured: sets of pictures that lack a class, and why.
-        references: the test pictures that activate each suspect most.
+        references: the training pictures that activate each suspect most.
     """
 
     train: LabelledFolder
@@ -103,8 +103,14 @@ def study_folder(
         clip, list(train.files), sae, train.labels, classifier, prompts, classes=train.classes, progress=progress
     )
     sets: list[list[int]] = [[]]
+    active = activations(clip, list(train.files), sae)
+    # Of the half that they were found on: there every suspect is active.
+    strongest = {
+        latent: tuple(train.files[row] for row in (-active[:, latent]).argsort(kind="stable")[:n_references]
+                      if active[row, latent] > 0)
+        for latent in suspects.latents
+    }  # fmt: skip
     if suspects.latents:
-        active = activations(clip, list(train.files), sae)
         sets += [list(suspects.latents), *matched_sets(active, suspects.latents, n_sets=n_random, seed=seed)]
     without = embed_without(clip, list(train.files), sae, sets, what="without latents", progress=progress)
     heads = fit_heads(
@@ -127,11 +133,6 @@ def study_folder(
         for name, column in test.annotations.items()
         if len(np.unique(column)) == 2
     }
-    strongest = {
-        latent: tuple(test.files[row] for row in (-active[:, latent]).argsort(kind="stable")[:n_references]
-                      if active[row, latent] > 0)
-        for latent in suspects.latents
-    }  # fmt: skip
     check = cle.check_sae(clip.vision, list(test.files), sae, preprocess=clip.preprocess, progress=progress)
     more = {name: max(share, 1 - share) for name, share in agreement.items()}
     return FolderStudy(train, test, check, found, suspects, more, key, tuple(not_measured), strongest)

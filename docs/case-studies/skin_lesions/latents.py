@@ -67,7 +67,8 @@ def find_suspects(
         prompts: one for each class.
         classes: their names.
         least: the excess from which a latent counts.
-        most: at most so many latents, those of the greatest excess.
+        most: at most so many latents, those of the greatest excess, and at most half of those that are ever active:
+            as many have to be left for a control.
         progress: draw a bar.
     """
     weight = torch.tensor(classifier.weight)
@@ -85,7 +86,8 @@ def find_suspects(
     # A latent that the prompts count against a class is no suspect for that alone: the classifier must rest on it.
     frame = frame.assign(excess=frame.share_probe - frame.share_text.clip(lower=0))
     frame = frame.sort_values("excess", ascending=False, kind="stable").drop_duplicates("latent")
-    frame = frame[frame.excess >= least].head(most)
+    n_active = int((found.probe.n_active.sum(dim=0) > 0).sum())
+    frame = frame[frame.excess >= least].head(min(most, n_active // 2))
     return Suspects(
         tuple(frame.latent.tolist()), tuple(frame.excess.tolist()), tuple(frame["class"].tolist()),
         tuple(frame.share_probe.tolist()), tuple(frame.share_text.tolist()), found,

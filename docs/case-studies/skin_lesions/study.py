@@ -172,7 +172,7 @@ def run_on_folder(
         for place, latent in enumerate(suspects.latents)
     ]
     draw_suspects(rows, asked.out / "suspects.png", title="What the suspects show",
-                  about="The test pictures that activate each suspect most")  # fmt: skip
+                  about="The training pictures that activate each suspect most")  # fmt: skip
     return study
 
 
