@@ -193,7 +193,7 @@ def folder_section(study: FolderStudy, prompts: Sequence[str], model: str) -> st
         if ABLATED in by:
             gains = {head: change((by[head] - by[CLASSIFIER]).balanced) for head in (ABLATED, RANDOM, REFITTED)}
             parts.append(
-                f"*{name.capitalize()}*: with the suspects at zero the classifier's balanced accuracy {gains[ABLATED]}, with "
+                f"*{name.capitalize()}*: with the suspects at zero the balanced accuracy {gains[ABLATED]}, with "
                 f"random latents of like activation at zero it {gains[RANDOM]}; fitted anew with the suspects at "
                 f"zero it {gains[REFITTED]}."
             )
