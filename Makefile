@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 REAL ?= ../shared/real
 
-.PHONY: demo test test-tl4 check bench real models weights clean
+.PHONY: demo test test-tl4 check bench real flags lesions models weights clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,8 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 	$(BIN)/python -m benchmarks.curves
 	$(BIN)/python -m benchmarks.rivals
 	$(BIN)/python -m benchmarks.semantics
+	$(BIN)/python -m benchmarks.covariance
+	$(BIN)/python -m benchmarks.noise_truth
 	$(BIN)/python -m benchmarks.planted
 	$(BIN)/python -m benchmarks.transcripts
 
@@ -56,6 +58,12 @@ real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the fold
 	$(BIN)/python -m benchmarks.real_saes --data $(REAL)
 	$(BIN)/python -m benchmarks.real_attribution --data $(REAL)
 	$(BIN)/python -m benchmarks.real_heads --data $(REAL)
+
+flags: $(VENV)/.dev   ## trains five planted worlds, a quarter of an hour each on two cores, and measures flags against their keys
+	$(BIN)/python -m benchmarks.flags --seeds 101 102 103 104 105
+
+lesions: $(VENV)/.dev ## the case study of skin lesions again, with its tables and figures
+	$(BIN)/python docs/case-studies/skin_lesions/study.py --out runs/skin_lesions --page docs/case-studies/skin_lesions/README.md
 
 models: $(VENV)/.dev  ## builds every model of open_clip without weights, and writes which hooks it has into docs/models.md, and the SAE formats
 	$(BIN)/python -m benchmarks.models
