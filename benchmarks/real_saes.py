@@ -26,6 +26,7 @@ from benchmarks.timing import machine
 BLOCKS = (5, 8, 10, 11)
 HOOKS = tuple(f"blocks.{block}.hook_resid_post" for block in BLOCKS)
 D_SAE, K, TOKENS = 4096, 32, 600_000
+N_CHECKED = 50  # COCO photos
 CLS_D_SAE, CLS_CROPS, CLS_TOKENS = 1024, 4, 200_000  # one row an image: fewer latents, and crops beside the photos
 
 
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/real"), help="where weights and SAEs are kept")
     args = parser.parse_args()
     clip = real_tower(args.data, args.runs)
-    photos = sorted((args.data / "images" / "coco").glob("*.jpg"))
+    photos = sorted((args.data / "images" / "coco").glob("*.jpg"))[:N_CHECKED]
     saes = all_token_saes(clip, args.data, args.runs)
     of_cls = cls_saes(clip, args.data, args.runs)
     rows = [row(clip, sae, photos) for sae in (*saes.values(), *of_cls.values())]
