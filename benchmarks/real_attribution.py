@@ -177,7 +177,8 @@ The first {len(photos)} COCO photos by file name, each with the text embedding o
 over photos. Rank correlation: Spearman's with exact ablation over the latents that were ablated. Overlap: of the ten greatest with
 those of exact ablation. Areas: cosine in points (100 x cosine), mean over {", ".join(map(str, (0, *STEPS["all"])))} latents set to zero
 (deletion, lower is better) or put back into none (insertion, higher is better), at the CLS token up to {STEPS["cls"][-1]}. A method without a row has nothing of its own to
-say at that site.
+say at that site. The SAEs of the CLS token saw few images and explain less of it than those of all tokens do (next section): methods
+are compared on one and the same decomposition, and how good that is is another question.
 
 Rank correlation at every site:
 
