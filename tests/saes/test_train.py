@@ -16,6 +16,7 @@ from clip_lens_ext.data import image_batches
 from clip_lens_ext.saes.load import load_sae
 from clip_lens_ext.saes.shuffled_rows import split_samples
 from clip_lens_ext.saes.train import train_sae
+from clip_lens_ext.saes.trainer import layer_norm
 from clip_lens_ext.towers.tower import HookedTower
 
 pytestmark = pytest.mark.filterwarnings("ignore:the SAE at .* explains")  # nothing here is trained for long
@@ -121,3 +122,24 @@ def test_folding_the_input_scale_changes_nothing(tower: HookedTower) -> None:
     for normalize in ("expected_average_only_in", "none"):
         sae = train_sae(tower, pictures(), normalize_activations=normalize, lr=1e-12, **SMALL)
         torch.testing.assert_close(sae.b_dec.detach(), mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "matryoshka"])
+def test_layer_norm_of_the_inputs_stays_with_the_sae(
+    structured: tuple[HookedTower, Tensor], tmp_path: Path, architecture: str
+) -> None:
+    tower, images = make_tower(), structured[1]
+    with torch.no_grad():
+        tower.native.ln_pre.weight.mul_(20)  # rows that are far from normalised
+    sae = train_sae(
+        tower, images, hook_name=HOOK, d_sae=96, k=6, lr=3e-3, n_training_tokens=400 * 128, batch_size=128,
+        normalize_activations="layer_norm", architecture=architecture, output_dir=tmp_path, progress=False,
+    )  # fmt: skip
+    assert sae.cfg.normalize_activations == "layer_norm"
+    assert sae.cfg.metadata.explained_variance > 0.6
+    x = tower.run_to(images[:4], HOOK)
+    with torch.no_grad():
+        # SAELens' layer norm: centred, over the sample standard deviation. Codes do not see shift and scale.
+        torch.testing.assert_close(sae.encode(3 * x + 1), sae.encode(x), atol=1e-3, rtol=1e-3)
+        assert layer_norm(x).equal(sae.run_time_activation_norm_fn_in(x))
+        assert load_sae(tmp_path)(x).equal(sae(x))

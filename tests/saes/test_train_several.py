@@ -8,13 +8,10 @@ from typing import Any
 import pytest
 import torch
 from tiny_training import HOOK, SMALL, Killed, make_tower, pictures, same_weights
-from torch import Tensor
 
 from clip_lens_ext.errors import InputError
-from clip_lens_ext.saes.load import load_sae
 from clip_lens_ext.saes.run_folder import RunFolder
 from clip_lens_ext.saes.train import train_sae, train_saes
-from clip_lens_ext.saes.trainer import layer_norm
 from clip_lens_ext.towers.tower import HookedTower
 
 pytestmark = pytest.mark.filterwarnings("ignore:the SAE at .* explains")  # nothing here is trained for long
@@ -86,27 +83,6 @@ def test_a_cache_on_disk_changes_nothing_but_the_work(tower: HookedTower, tmp_pa
         tower.native.conv1.weight.add_(1.0)
     with pytest.raises(InputError, match="other activations: tower_sha256 was"):
         train_sae(tower, pictures(), cache_dir=tmp_path, **SMALL, **more)
-
-
-@pytest.mark.parametrize("architecture", ["topk", "matryoshka"])
-def test_layer_norm_of_the_inputs_stays_with_the_sae(
-    structured: tuple[HookedTower, Tensor], tmp_path: Path, architecture: str
-) -> None:
-    tower, images = make_tower(), structured[1]
-    with torch.no_grad():
-        tower.native.ln_pre.weight.mul_(20)  # rows that are far from normalised
-    sae = train_sae(
-        tower, images, hook_name=HOOK, d_sae=96, k=6, lr=3e-3, n_training_tokens=400 * 128, batch_size=128,
-        normalize_activations="layer_norm", architecture=architecture, output_dir=tmp_path, progress=False,
-    )  # fmt: skip
-    assert sae.cfg.normalize_activations == "layer_norm"
-    assert sae.cfg.metadata.explained_variance > 0.6
-    x = tower.run_to(images[:4], HOOK)
-    with torch.no_grad():
-        # SAELens' layer norm: centred, over the sample standard deviation. Codes do not see shift and scale.
-        torch.testing.assert_close(sae.encode(3 * x + 1), sae.encode(x), atol=1e-3, rtol=1e-3)
-        assert layer_norm(x).equal(sae.run_time_activation_norm_fn_in(x))
-        assert load_sae(tmp_path)(x).equal(sae(x))
 
 
 @pytest.mark.parametrize(
