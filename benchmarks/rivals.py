@@ -8,8 +8,9 @@ which is checked. Each runs in a process of its own, for its peak memory; the ro
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -43,7 +44,7 @@ CASES = {
 NAMES = {
     "patching": "`attribution_patching`", "textbook": "the textbook way", "forward": "one plain forward",
     "captum gradient": "captum `LayerGradientXActivation`", "integrated": "`integrated_gradients`",
-    "captum integrated": "captum `LayerIntegratedGradients`", "nothing": "the model loaded, nothing run",
+    "captum integrated": "captum `LayerIntegratedGradients`",
 }  # fmt: skip
 
 
@@ -63,10 +64,6 @@ class Case:
         self.tower.requires_grad_(False)
         self.x = torch.randn(1, 3, 224, 224)
         self.target = cle.direction_target(torch.randn(n_target, self.tower.cfg.d_embed))
-
-    def nothing(self) -> Tensor:
-        """What the memory of the other ways is counted from."""
-        return torch.zeros(1)
 
     def forward(self) -> Tensor:
         """One plain forward."""
@@ -133,7 +130,7 @@ class Case:
 
 
 def one_way(name: str, way: str, out: str, calls: int) -> dict[str, float]:
-    """Median seconds of a way, after one call to warm up, and the peak memory of its process in MB."""
+    """Median seconds of a way, after one call to warm up, and the peak memory in MB that one more call takes."""
     case = Case(name)
     call = case.way(way)
     seconds = []
@@ -143,8 +140,21 @@ def one_way(name: str, way: str, out: str, calls: int) -> dict[str, float]:
         found = call()
         seconds.append(time.perf_counter() - start)
     torch.save(found, out)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": statistics.median(seconds), "peak": peak}
+    del found
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed and glibc keeps would hide what a call takes
+    Path("/proc/self/clear_refs").write_text("5")  # loading took more than running will: the peak starts anew here
+    before = resident("VmRSS")
+    call()
+    return {"seconds": statistics.median(seconds), "peak": resident("VmHWM") - before}
+
+
+def resident(which: str) -> float:
+    """Memory of this process in MB: what is resident now (VmRSS), or was at most (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{which}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"this system does not tell {which}")
 
 
 def measure(name: str, way: str, out: Path, calls: int) -> dict[str, float]:
@@ -171,7 +181,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in tqdm([name for name in CASES if args.only in name], desc="cases"):
             *_, ways, reach = CASES[name]
-            idle = measure(name, "nothing", Path(folder, "nothing.pt"), 1)["peak"]
             found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
             for _ in range(args.rounds):
                 for way in ways:
@@ -184,14 +193,14 @@ def main() -> None:
                     assert worst < 1e-5, f"{name}: {way} differs by {worst:.1e} of the greatest number"
                 seconds = statistics.median(one["seconds"] for one in found[way])
                 ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(found[way], found[ways[0]], strict=True))
-                memory = statistics.median(one["peak"] for one in found[way]) - idle
+                memory = statistics.median(one["peak"] for one in found[way])
                 rows.append([
                     name if way == ways[0] else "", NAMES[way], f"{1000 * seconds:.0f}", f"{ratio:.2f}", f"{memory:.0f}",
                     reach if way == ways[0] else "",
                 ])  # fmt: skip
     text = (
         f"`python -m benchmarks.rivals` ({machine()}; ViT-B/32 vision tower and TopK SAEs with random weights, one picture). Every way "
-        "in a process of its own, the ways in turns; the ratio is to our way, median of the rounds. Memory: peak of the process beyond that of one that only loads model and SAE. All ways of a case "
+        "in a process of its own, the ways in turns; the ratio is to our way, median of the rounds. Memory: what one more call takes at its peak beyond what the process held before it. All ways of a case "
         "agree to 1e-5 of the greatest number.\n\n"
         + table(["case", "way", "ms", "ratio", "memory, MB", "to reach"], rows)
     )
