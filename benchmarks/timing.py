@@ -49,7 +49,8 @@ def machine() -> str:
     """Where a number was measured, in words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"CPU with {torch.get_num_threads()} threads, torch {torch.__version__}"
+    n = torch.get_num_threads()
+    return f"CPU with {n} thread{'' if n == 1 else 's'}, torch {torch.__version__}"
 
 
 def _synchronize() -> None:
