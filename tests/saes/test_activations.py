@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from oracles.zoo import BY_NAME, model_of
+from tiny_training import HOOK, make_tower, pictures
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -21,18 +21,7 @@ from clip_lens_ext.saes.activations import ActivationRows
 from clip_lens_ext.saes.shuffled_rows import ShuffledRows
 from clip_lens_ext.towers.tower import HookedTower
 
-HOOK = "blocks.0.hook_resid_post"
 HOOKS = ["blocks.1.hook_resid_mid", HOOK, "blocks.0.mlp.hook_post", "hook_full_embed", "blocks.1.hook_mlp_out"]
-
-
-def make_tower() -> HookedTower:
-    torch.manual_seed(0)
-    native = open_clip.transformer.VisionTransformer(8, 4, 16, 2, 2, mlp_ratio=2.0, output_dim=12).eval()
-    return HookedTower(native, model_name="tiny")
-
-
-def pictures(n: int = 7, seed: int = 0) -> Tensor:
-    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
