@@ -98,6 +98,23 @@ def test_the_residual_stream_keeps_its_mean(scope: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("which", ["vision", "text"])
+def test_each_tower_keeps_the_mean_of_its_own_modality(which: str) -> None:
+    clip = clip_of()
+    tower, x = {"vision": (clip.vision, X), "text": (clip.text, IDS)}[which]
+    d = tower.cfg.d_model
+    image, text = torch.randn(2, 40 * d, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    split = cle.split_noise(image + 2, text - 3, rule="pooled", cut=K)  # a gap between the modalities
+    with cle.prune(clip, split, hook_names=HOOK, towers=[which]):
+        kept: list[Tensor] = []
+        tower.run_with_hooks(x, fwd_hooks=[(HOOK, lambda value, hook: kept.append(value.clone()))])
+    mean = (image + 2 if which == "vision" else text - 3).mean(dim=0)
+    torch.testing.assert_close(
+        kept[0] @ split.basis, (mean @ split.basis).expand(*kept[0].shape[:-1], K), rtol=1e-9, atol=1e-9
+    )
+
+
+@torch.no_grad()
 def test_the_end_of_text_token_of_a_text_tower() -> None:
     clip, width = clip_of(), 40
     split = split_of(width, 5, hook_name=HOOK, tower="text", token_scope="eot")
