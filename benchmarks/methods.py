@@ -10,7 +10,7 @@ from torch import Tensor
 
 import clip_lens_ext as cle
 from benchmarks.page import table
-from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
+from clip_lens_ext.bootstrap import bootstrap_intervals
 
 NAMES = {
     "attribution_patching": "attribution patching",

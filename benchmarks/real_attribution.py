@@ -25,7 +25,7 @@ from benchmarks.methods import NAMES, by_input, faithfulness_of_all, method_tabl
 from benchmarks.page import PAGE, table, write_section
 from benchmarks.real_saes import all_token_saes, cls_saes, read_embeddings, real_tower
 from benchmarks.timing import machine
-from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
+from clip_lens_ext.bootstrap import bootstrap_intervals
 from clip_lens_ext.towers.positions import TokenScope
 
 SCOPES: tuple[TokenScope, ...] = ("cls", "all")

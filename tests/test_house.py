@@ -16,7 +16,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py"))
 # design.md, section 3: a layer imports layers before it, and siblings of one layer do not import each other. One
 # explanation joins attribution and semantics, so it comes after both; plots take it as a result.
 LAYERS = [
-    {"errors", "provenance"},
+    {"errors", "provenance", "bootstrap"},
     {"image_files", "result_files"},
     {"data", "passes"},
     {"towers"},

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
 from clip_lens_ext.attribution.shards import check_mergeable, joined_origin, same_origin
+from clip_lens_ext.bootstrap import bootstrap_intervals
 from clip_lens_ext.errors import InputError, near
 from clip_lens_ext.result_files import load_result, save_result
 

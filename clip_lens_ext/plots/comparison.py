@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
 from clip_lens_ext.attribution.comparison import Comparison
 from clip_lens_ext.attribution.faithfulness_result import Faithfulness
+from clip_lens_ext.bootstrap import bootstrap_intervals
 from clip_lens_ext.plots.page import INK, RULE, SOFT, Page, check_format, shortened
 
 # The two ends in black and grey; colours that differ in lightness too, for eyes that see them alike and for grey print.

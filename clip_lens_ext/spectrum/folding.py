@@ -64,7 +64,7 @@ def fold_pruning(clip: HookedCLIP, split: NoiseSplit) -> HookedCLIP:
 
 
 def _fold(tower: HookedTower, split: NoiseSplit) -> None:
-    projection = _projection(tower.native)
+    projection = projection_of(tower.native)
     if isinstance(projection, nn.Linear):  # rows of a Linear's weight are outputs
         projection.weight.copy_(_without(projection.weight.T, split).T)
         if projection.bias is not None:
@@ -82,7 +82,7 @@ def _without(rows: Tensor, split: NoiseSplit) -> Tensor:
     return split.remove(rows.double()).to(rows.dtype)
 
 
-def _projection(native: Any) -> nn.Linear | Tensor | None:
+def projection_of(native: Any) -> nn.Linear | Tensor | None:
     """What the embedding comes out of last, if it is linear: a matrix `[d_in d_embed]` or a `Linear`."""
     if isinstance(native, FlattenedText):
         return native.model.text_projection

@@ -31,8 +31,8 @@ from clip_lens_ext.attribution import (
     open_site,
     random_attribution,
 )
-from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
 from clip_lens_ext.attribution.ranks import spearman_columns, top_overlap
+from clip_lens_ext.bootstrap import bootstrap_intervals
 from clip_lens_ext.errors import HookNameError, InputError, LoadError
 from clip_lens_ext.towers import HookedTower
 

@@ -12,7 +12,7 @@ import torch
 from matplotlib.collections import PolyCollection
 
 import clip_lens_ext as cle
-from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
+from clip_lens_ext.bootstrap import bootstrap_intervals
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.planted import normalise
 from clip_lens_ext.plots import plot_comparison
