@@ -51,6 +51,7 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 	$(BIN)/python -m benchmarks.semantics
 	$(BIN)/python -m benchmarks.covariance
 	$(BIN)/python -m benchmarks.noise_truth
+	$(BIN)/python -m benchmarks.planted_spectrum
 	$(BIN)/python -m benchmarks.planted
 	$(BIN)/python -m benchmarks.transcripts
 
@@ -58,6 +59,7 @@ real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the fold
 	$(BIN)/python -m benchmarks.real_saes --data $(REAL)
 	$(BIN)/python -m benchmarks.real_attribution --data $(REAL)
 	$(BIN)/python -m benchmarks.real_heads --data $(REAL)
+	$(BIN)/python -m benchmarks.real_spectrum --data $(REAL)
 
 flags: $(VENV)/.dev   ## trains five planted worlds, a quarter of an hour each on two cores, and measures flags against their keys
 	$(BIN)/python -m benchmarks.flags --seeds 101 102 103 104 105

@@ -80,6 +80,11 @@ def main() -> None:
             "--d-sae 256 --k 8 --n-training-tokens 200000 --batch-size 1024 --out saes"
         )
         write("train", [f"$ {command}", *run(command, folder)])
+        command = "clip-lens spectrum --n-images 1500 --rule pooled --rule cross_covariance --ranks 16 96 --n-bootstrap 200"
+        lines = run(command, folder)
+        start = next(index for index, line in enumerate(lines) if line.startswith("in words"))
+        kept = [line for line in lines[start:] if "linear probe" in line or line.startswith(("in words", "picture", "table", "split"))]
+        write("spectrum", [f"$ {command}", *lines[:start], *kept[:1], "...", *kept[1:]])
         wrong = [
             "clip-lens attribute pictures/cut.png",
             'clip-lens attribute crane.png --prompt ""',

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_lens_ext.cli_sae import add_check_sae, add_train_sae
+from clip_lens_ext.cli_spectrum import add_spectrum
 from clip_lens_ext.errors import ClipLensError, InputError, LoadError, near
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(demo, out="demo")
     add_check_sae(commands)
     add_train_sae(commands)
+    add_spectrum(commands)
     return parser
 
 

@@ -26,7 +26,7 @@ LAYERS = [
     {"explanation"},
     {"explain"},
     {"plots", "report"},
-    {"cli_sae"},
+    {"cli_sae", "cli_spectrum"},
     {"cli"},
     {"__main__"},
 ]

@@ -94,6 +94,7 @@ def analyse_spectrum(
     token_scope: TokenScope | None = None,
     rules: Sequence[str] | None = None,
     cut: str | int | Cut | None = None,
+    ranks: Sequence[int] | None = None,
     control: EvaluationData | None = None,
     n_bootstrap: int = 200,
     evaluate: bool = True,
@@ -109,6 +110,7 @@ def analyse_spectrum(
         token_scope: whose tokens are rows, at a residual stream; None: all.
         rules: names of `RULES`; None: all that the data allow.
         cut: of every rule; None: each rule's own.
+        ranks: numbers of dimensions to prune, by the first rule; None: those that the rules and the cut say.
         control: pictures, and captions, that mean nothing, for `"generalised"`; see `shuffled_pixels`.
         n_bootstrap: draws for every interval.
         evaluate: whether to prune and measure; at a residual stream that runs the tower again for each control.
@@ -134,7 +136,7 @@ def analyse_spectrum(
         space = _of_embedding(clip, data, control, progress)
     else:
         space = _of_stream(clip, data, hook_name, token_scope, control, progress)
-    splits, not_split = _splits(space, names, cut, all_rules=rules is None, progress=progress)
+    splits, not_split = _splits(space, names, [cut] * len(names), all_rules=rules is None, progress=progress)
     overlap = None
     if not space.no_groups:
         with warnings.catch_warnings():
@@ -146,7 +148,10 @@ def analyse_spectrum(
         overlap = subgroup_overlap(groups)
     evaluation = None
     if evaluate:
-        distinct = {split.rank: split for split in reversed(splits) if 0 < split.rank < split.d}
+        trial = splits
+        if ranks is not None:
+            trial, _ = _splits(space, names[:1] * len(ranks), list(ranks), all_rules=False, progress=progress)
+        distinct = {split.rank: split for split in reversed(trial) if 0 < split.rank < split.d}
         if distinct:
             evaluation = evaluate_pruning(
                 clip, list(distinct.values()), data, covariance=space.image, n_bootstrap=n_bootstrap, seed=seed,
@@ -239,12 +244,12 @@ def _of_stream(
 
 
 def _splits(
-    space: _Space, names: tuple[str, ...], cut: str | int | Cut | None, *, all_rules: bool, progress: bool
+    space: _Space, names: tuple[str, ...], cuts: Sequence[str | int | Cut | None], *, all_rules: bool, progress: bool
 ) -> tuple[tuple[NoiseSplit, ...], dict[str, str]]:
-    """The split of each rule; of all rules those that the data allow."""
+    """The split of each rule with its cut; of all rules those that the data allow."""
     splits: list[NoiseSplit] = []
     not_split: dict[str, str] = {}
-    for name in names:
+    for name, cut in zip(names, cuts, strict=True):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # they are in the split, and in the summary once

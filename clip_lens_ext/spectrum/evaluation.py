@@ -22,7 +22,7 @@ from clip_lens_ext.spectrum.covariance_result import Covariance
 from clip_lens_ext.spectrum.embedded import Embedded, embed, is_of_embedding
 from clip_lens_ext.spectrum.evaluation_data import EvaluationData
 from clip_lens_ext.spectrum.evaluation_result import LOWEST, NOISE, NONE, PROJECTOR, RANDOM, TOP, PruningEvaluation
-from clip_lens_ext.spectrum.measures import hits
+from clip_lens_ext.spectrum.measures import hits, unseen_classes
 from clip_lens_ext.spectrum.noise_split import NoiseSplit
 from clip_lens_ext.spectrum.pruning import check_split
 from clip_lens_ext.spectrum.sources import Rows
@@ -105,10 +105,16 @@ def evaluate_pruning(
         warnings.warn(f"{len(plain.skipped)} pictures could not be read and are left out", stacklevel=2)
     trial = _Trial(clip, data, plain, splits[0], {"n_neighbors": n_neighbors, "probe_c": probe_c})
     bases, left_out = trial.control_bases(covariance, n_random, seed)
+    unseen = unseen_classes(plain)
+    if unseen:
+        left_out["kNN and linear probe"] = f"{len(unseen)} classes of the test have no training picture"
     names = (NONE, NOISE, *dict.fromkeys(name for name, _ in bases))
     total = 1 + len(splits) * (1 + len(bases))
     with tqdm(total=total, desc="prunings", unit="pruning", disable=not progress, delay=3) as bar:
         none = trial.hits(None)
+        if not none:
+            raise InputError("nothing can be measured: pass classes with the labels, captions, or training pictures "
+                             "of each class")  # fmt: skip
         bar.update()
         rows = []  # of each split, of each name, the hits of one or several subspaces
         for one in splits:

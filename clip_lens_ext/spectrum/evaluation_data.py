@@ -20,7 +20,8 @@ class EvaluationData:
     """Pictures, and what is known of them; each part that is left out leaves out the measures that need it.
 
     Half of the pictures are the test: they are classified and retrieved. The others are the neighbours of kNN, and what
-    the linear probe is fitted on. Make the split that you evaluate of other pictures, or of the training half.
+    the linear probe is fitted on; where a class of the test is not among them, both are left out. Make the split that
+    you evaluate of other pictures, or of the training half.
 
     Args:
         images: pictures, as `clip_lens_ext.data.image_batches` takes them; or their embeddings, floats `[n d_embed]`.
@@ -31,15 +32,16 @@ class EvaluationData:
             text, which belongs to all of its pictures.
         templates: one or several prompts with a `{}` for the name of a class; the unit-length embeddings of several
             are averaged after pruning.
-        is_test: which pictures are the test, bool `[n]`; None: by `seed`, `test_share` of each class.
+        is_test: which pictures are the test, bool `[n]`; None: by `seed`, `test_share` of each class, and of a
+            class with a single picture none.
         test_share: share of the test, in (0, 1).
         seed: of the choice.
         preprocess: PIL picture to tensor, for files and PIL pictures (`clip.preprocess`).
         batch_size: pictures, or texts, at a time.
 
     Raises:
-        InputError: nothing to evaluate on, parts of unequal length, a label without a class, a class without a training
-            or a test picture, or a template without `{}`.
+        InputError: nothing to evaluate on, parts of unequal length, a label without a class, no test or
+            no training picture, or a template without `{}`.
 
     Example:
         >>> rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -114,27 +116,21 @@ class EvaluationData:
             raise InputError(f"label {int(self.labels.max())} has no class: there are {len(self.classes)}")
 
     def _choose(self) -> Tensor:
-        """The test by lot, of each class by itself, so that none is without pictures in either half."""
+        """The test by lot, of each class by itself, so that none is without pictures in the training half."""
         generator = torch.Generator().manual_seed(self.seed)
         groups = torch.zeros(self.n, dtype=torch.long) if self.labels is None else self.labels
+        if len(groups.unique()) == self.n:  # nothing to learn of any class, and all can be tried
+            groups = torch.zeros_like(groups)
         chosen = torch.zeros(self.n, dtype=torch.bool)
         for group in groups.unique():
             own = (groups == group).nonzero().flatten()
-            n_test = min(max(1, round(self.test_share * len(own))), max(1, len(own) - 1))
+            n_test = min(max(1, round(self.test_share * len(own))), len(own) - 1)  # a single picture is for training
             chosen[own[torch.randperm(len(own), generator=generator)[:n_test]]] = True
         return chosen
 
     def _check_test(self) -> None:
         if bool(self.test.all()) or not bool(self.test.any()):
             raise InputError("every picture is on one side: some must be the test and some not")
-        if self.labels is None:
-            return
-        unseen = sorted(set(self.labels[self.test].tolist()) - set(self.labels[~self.test].tolist()))
-        if unseen:
-            raise InputError(
-                f"class {unseen[0]} has no training picture: kNN and the linear probe cannot know it; pass two or more "
-                "pictures of each class, or another is_test"
-            )
 
 
 def _integers(labels: Any) -> Tensor:

@@ -36,7 +36,7 @@ class PruningEvaluation:
         draws: score of each random subspace, `[rank draw measure]`.
         n: samples of each measure.
         d: dimension of the space.
-        left_out: controls that do not exist here, and why.
+        left_out: controls and measures that do not exist here, and why.
         skipped: names of pictures that could not be read.
         n_bootstrap, confidence, seed: of the intervals and the random subspaces.
         settings: rule and cut of each split, its hook, neighbours and the probe's penalty.
@@ -107,7 +107,7 @@ class PruningEvaluation:
 
     def summary(self) -> str:
         """The verdict, with what was left out."""
-        left = [f"No control {name!r}: {why}." for name, why in self.left_out.items()]
+        left = [f"No {name}: {why}." for name, why in self.left_out.items()]
         skipped = [f"{len(self.skipped)} pictures could not be read and are left out."] if self.skipped else []
         return "\n".join([self.verdict(), *left, *skipped])
 

@@ -23,6 +23,7 @@ def hits(embedded: Embedded, *, n_neighbors: int, probe_c: float) -> dict[str, T
     - `image to text R@1`, `R@5`: a caption of the test picture is among the nearest of the test's captions.
     - `text to image R@1`, `R@5`: a picture of the caption is among the nearest of all test pictures.
     - `kNN`: the majority of the `n_neighbors` nearest training pictures has the test picture's class (scikit-learn).
+      Where a class of the test has no training picture there is no kNN and no probe.
     - `linear probe`: logistic regression on unit-length embeddings of the training pictures (scikit-learn).
 
     "Nearest" is by cosine. What is equally near counts as nearer, so embeddings that are all alike are never right.
@@ -47,9 +48,17 @@ def hits(embedded: Embedded, *, n_neighbors: int, probe_c: float) -> dict[str, T
         similarity, own = _pairs(embedded, embedded.texts)
         found |= _within(best_rank(similarity, own), similarity.shape[1], "image to text R@{}")
         found |= _within(best_rank(similarity.T, own.T), len(similarity), "text to image R@{}")
-    if embedded.labels is not None:
+    if embedded.labels is not None and not unseen_classes(embedded):
         found |= _classifiers(embedded, embedded.labels, n_neighbors, probe_c)
     return found
+
+
+def unseen_classes(embedded: Embedded) -> list[int]:
+    """Classes of test pictures that no training picture has: kNN and the linear probe cannot know them."""
+    if embedded.labels is None:
+        return []
+    seen = set(embedded.labels[~embedded.test].tolist())
+    return sorted(set(embedded.labels[embedded.test].tolist()) - seen)
 
 
 def best_rank(similarity: Tensor, own: Tensor) -> Tensor:

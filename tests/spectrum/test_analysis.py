@@ -51,7 +51,7 @@ def test_splits_are_made_of_the_training_half_alone(clip: cle.HookedCLIP, data: 
     torch.testing.assert_close(found.splits[1].eigenvalues, paired.eigenvalues, rtol=1e-4, atol=1e-8)
     assert found.splits[0].hook_name == "hook_embedding"
     assert found.evaluation is not None
-    assert found.evaluation.ranks == (90,)  # two splits of one rank: the first is on trial
+    assert found.evaluation.ranks == tuple(sorted({split.rank for split in found.splits}))
 
 
 def overlap(a: cle.NoiseSplit, b: cle.NoiseSplit) -> float:
@@ -67,6 +67,14 @@ def test_every_rule_is_tried_or_says_why_not(clip: cle.HookedCLIP, data: cle.Eva
     assert found.evaluation is None
     with pytest.raises(InputError, match="control"):
         cle.analyse_spectrum(clip, data, rules=["generalised"], **QUIET)
+
+
+def test_a_curve_is_of_the_first_rule(clip: cle.HookedCLIP, data: cle.EvaluationData) -> None:
+    found = cle.analyse_spectrum(clip, data, rules=["pooled", "spectral_gap"], ranks=[8, 40, 100], **QUIET)
+    assert found.evaluation is not None
+    assert found.evaluation.ranks == (8, 40, 100)
+    assert found.evaluation.settings["rules"] == ["pooled"] * 3
+    assert [split.rule for split in found.splits] == ["pooled", "spectral_gap"]
 
 
 def test_subsets_are_classes_where_they_are_few(clip: cle.HookedCLIP, data: cle.EvaluationData) -> None:

@@ -260,7 +260,7 @@ def test_the_words_follow_from_the_intervals() -> None:
     assert "within 1 point is not decided" in line
     assert "It is not told apart from pruning the dimensions of lowest variance" in line
     assert "harmless within 90 points" in undecided.verdict(margin=0.9).splitlines()[0]
-    assert "No control 'random': n_random is 0." in undecided.summary()
+    assert "No random: n_random is 0." in undecided.summary()
 
 
 def test_what_is_alike_is_never_right() -> None:
@@ -319,13 +319,32 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         ({"labels": torch.arange(N) % 2, "templates": "a photo"}, "one {} for the name"),
         ({"labels": torch.arange(N) % 2, "test_share": 1.0}, "test_share is in"),
         ({"labels": torch.arange(N) % 2, "is_test": torch.ones(N)}, "every picture is on one side"),
-        ({"labels": torch.cat([torch.arange(N - 1) % 2, torch.tensor([2])])}, "class 2 has no training picture"),
+        ({"labels": torch.arange(N) % 2, "is_test": torch.zeros(N)}, "every picture is on one side"),
         ({"labels": torch.tensor([0, 1])}, "at least four"),
     ],
 )
 def test_wrong_data(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         cle.EvaluationData(some(N, D), **fields)
+
+
+def test_every_class_is_halved_and_a_single_picture_is_for_training() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 7 + [2])
+    data = cle.EvaluationData(some(18, D), labels=labels, test_share=0.3)
+    assert [int(data.test[labels == k].sum()) for k in range(3)] == [3, 2, 0]
+    assert torch.equal(data.test, cle.EvaluationData(some(18, D), labels=labels, test_share=0.3).test)
+    assert not torch.equal(data.test, cle.EvaluationData(some(18, D), labels=labels, test_share=0.3, seed=1).test)
+
+
+def test_classes_of_one_picture_each_are_for_zero_shot_alone() -> None:
+    rows, _, _ = rows_of()
+    data = cle.EvaluationData(rows, labels=torch.arange(N), classes=rows + 0.5 * some(N, D, seed=2))
+    assert int(data.test.sum()) == N // 2
+    found = cle.evaluate_pruning(None, split_at([11]), data, n_random=0, **QUIET)
+    assert found.measures == ("zero-shot top-1", "zero-shot top-5")
+    assert "No kNN and linear probe: 30 classes of the test have no training picture." in found.summary()
+    with pytest.raises(InputError, match="nothing can be measured"):
+        cle.evaluate_pruning(None, split_at([11]), cle.EvaluationData(rows, labels=torch.arange(N)), **QUIET)
 
 
 def test_wrong_questions() -> None:
