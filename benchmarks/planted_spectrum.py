@@ -105,7 +105,7 @@ def main() -> None:
     assert curve.evaluation is not None
     overlap = subsets(clip, data, backgrounds, 104)
     FIGURES.mkdir(exist_ok=True)
-    plot_spectrum(found.splits, found.image, found.text, FIGURES / "planted_spectrum.png", title="The embedding of the planted CLIP")
+    plot_spectrum(found.cuts, found.image, found.text, FIGURES / "planted_spectrum.png", title="The embedding of the planted CLIP")
     plot_pruning(curve.evaluation, FIGURES / "planted_pruning.png", title="Pruning the embedding of the planted CLIP, by the pooled rule")
     plot_overlap(overlap, FIGURES / "planted_overlap.png", title="Noise of pictures on four backgrounds")
     frame = overlap.to_frame()
@@ -115,6 +115,7 @@ def main() -> None:
         f"tried on the other. The control of `generalised`: {N_CONTROL:,} pictures with shuffled pixels, and captions of shuffled words. "
         f"Intervals: 95% bootstrap over the samples, {N_BOOTSTRAP} draws. Every rule is a candidate of ours.",
         "**The embedding, by every rule.**", rules_table(found),
+        f"The pooled covariance by every cut: {', '.join(f'`{split.cut}` {split.rank}' for split in found.cuts)} of {found.image.d} dimensions are noise.",
         "![Spectra of both towers' embeddings](figures/planted_spectrum.png)",
         "**What pruning each rule's noise does.**", scores_table(found.evaluation, SHOWN),
         f"**A curve over the number of dimensions**, by the pooled rule; {', '.join(f'{name}: {why}' for name, why in curve.evaluation.left_out.items()) or 'every control'}.",

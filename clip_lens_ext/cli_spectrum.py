@@ -152,6 +152,8 @@ def _say(found: SpectrumAnalysis) -> None:
         print(f"  {name:<18}no split: {why}")
     for sentence in dict.fromkeys(sentence for split in found.splits for sentence in split.warnings):
         print(f"  note: {sentence}")
+    by_cut = ", ".join(f"{split.cut} {split.rank}" for split in found.cuts)
+    print(f"noise of the pooled covariance by each cut: {by_cut}")
     if found.overlap is not None:
         frame = found.overlap.to_frame()
         print(f"noise of {len(found.overlap.names)} subsets: overlap {frame.overlap.min():.3f} to "
@@ -183,7 +185,14 @@ def _write(found: SpectrumAnalysis, out: Path) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     plot_spectrum(found.splits, found.image, found.text, out / "spectrum.png")
-    written = ["spectrum.png"]
+    plot_spectrum(
+        found.cuts,
+        found.image,
+        found.text,
+        out / "cuts.png",
+        title=f"{found.image.hook_name}: the pooled rule, by every cut",
+    )
+    written = ["spectrum.png", "cuts.png"]
     if found.overlap is not None:
         plot_overlap(found.overlap, out / "overlap.png")
         found.overlap.to_frame().to_csv(out / "overlap.csv", index=False)

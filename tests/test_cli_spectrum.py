@@ -47,7 +47,7 @@ def test_the_planted_world(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert line.split()[1] == f"{shown:.3f}"
     split = cle.NoiseSplit.load(out / "split-pooled-marchenko_pastur.safetensors")
     assert f"  pooled            marchenko_pastur          {split.rank:>6}" in printed
-    for name in ("spectrum.png", "pruning.png"):
+    for name in ("spectrum.png", "cuts.png", "pruning.png"):
         with Image.open(out / name) as picture:
             assert picture.width > 800
 

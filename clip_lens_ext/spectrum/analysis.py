@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.spectrum.collect import collect_covariance
 from clip_lens_ext.spectrum.covariance import StreamingCovariance
 from clip_lens_ext.spectrum.covariance_result import Covariance
-from clip_lens_ext.spectrum.cuts import Cut
+from clip_lens_ext.spectrum.cuts import CUTS, Cut
 from clip_lens_ext.spectrum.embedded import Embedded, embed
 from clip_lens_ext.spectrum.evaluation import evaluate_pruning
 from clip_lens_ext.spectrum.evaluation_data import EvaluationData
@@ -41,6 +42,7 @@ class SpectrumAnalysis:
         image, text: covariances of the training pictures and their captions; `text` is None for one tower alone.
         splits: of each rule, in the order asked for.
         not_split: rules that could not be applied, and why.
+        cuts: of the pooled covariance by every named cut that says something about it.
         overlap: between subsets, of the pooled rule's noise with the rank of the first split, or None.
         no_overlap: why not, or "".
         evaluation: of pruning each split of another rank, or None.
@@ -51,6 +53,7 @@ class SpectrumAnalysis:
     text: Covariance | None
     splits: tuple[NoiseSplit, ...]
     not_split: dict[str, str]
+    cuts: tuple[NoiseSplit, ...]
     overlap: SubgroupOverlap | None
     no_overlap: str
     evaluation: PruningEvaluation | None
@@ -158,7 +161,15 @@ def analyse_spectrum(
                 progress=progress,
             )  # fmt: skip
     return SpectrumAnalysis(
-        space.image, space.text, splits, not_split, overlap, space.no_groups, evaluation, space.skipped
+        space.image,
+        space.text,
+        splits,
+        not_split,
+        _cuts(space, progress),
+        overlap,
+        space.no_groups,
+        evaluation,
+        space.skipped,
     )
 
 
@@ -261,6 +272,16 @@ def _splits(
     if not splits:
         raise InputError(f"no rule gives a split: {'; '.join(f'{name}: {why}' for name, why in not_split.items())}")
     return tuple(splits), not_split
+
+
+def _cuts(space: _Space, progress: bool) -> tuple[NoiseSplit, ...]:
+    """The pooled covariance by every cut; one that needs rows, or more of them, is left out."""
+    found = []
+    for name in CUTS:
+        with warnings.catch_warnings(), suppress(InputError):
+            warnings.simplefilter("ignore", UserWarning)
+            found.append(_split(space, "pooled", name, progress))
+    return tuple(found)
 
 
 def _split(space: _Space, rule: str, cut: str | int | Cut | None, progress: bool) -> NoiseSplit:

@@ -69,6 +69,19 @@ def test_every_rule_is_tried_or_says_why_not(clip: cle.HookedCLIP, data: cle.Eva
         cle.analyse_spectrum(clip, data, rules=["generalised"], **QUIET)
 
 
+def test_every_cut_of_the_pooled_covariance(clip: cle.HookedCLIP, data: cle.EvaluationData) -> None:
+    found = cle.analyse_spectrum(clip, data, rules="pooled", cut=5, evaluate=False, **QUIET)
+    assert {split.cut for split in found.cuts} == set(cle.CUTS)
+    assert {split.rule for split in found.cuts} == {"pooled"}
+    by_cut = {split.cut: split for split in found.cuts}
+    alone = cle.split_noise(found.image, found.text, rule="pooled", cut="knee")
+    assert by_cut["knee"].rank == alone.rank > 0
+    stream = cle.analyse_spectrum(
+        clip, data, hook_name=HOOK, token_scope="cls", rules="pooled", evaluate=False, **QUIET
+    )
+    assert set(cle.CUTS) - {split.cut for split in stream.cuts} == {"permutation"}  # there are no rows to permute
+
+
 def test_a_curve_is_of_the_first_rule(clip: cle.HookedCLIP, data: cle.EvaluationData) -> None:
     found = cle.analyse_spectrum(clip, data, rules=["pooled", "spectral_gap"], ranks=[8, 40, 100], **QUIET)
     assert found.evaluation is not None
