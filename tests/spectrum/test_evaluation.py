@@ -148,6 +148,27 @@ def test_the_variance_controls_of_a_stream_are_at_its_hook_and_tokens() -> None:
         assert not found.difference[0, found.pruned.index(name)].any()
 
 
+@torch.no_grad()
+def test_a_stream_of_the_text_tower_needs_its_covariance() -> None:
+    clip, hook = clip_of(), "blocks.2.hook_resid_post"
+    names = [f"{a}{b}" for a in "abc" for b in "xyz"]
+    prompts = tokenize([f"a {name}" for name in names] * 12)  # of few prompts a covariance is singular, which is enough
+    covariance = cle.collect_covariance(clip.text, prompts, hook, token_scope="eot", progress=False)[hook]
+    with pytest.warns(UserWarning, match="to a dimension"):
+        split = cle.split_noise(covariance, cut=34)
+    centres = clip.embed_texts([f"a {name}" for name in names])
+    images = centres[torch.arange(90) % 9] + 0.3 * some(90, EMBED_DIM) * centres.std()
+    data = cle.EvaluationData(images, labels=torch.arange(90) % 9, classes=names, templates="a {}")
+    with pytest.raises(InputError, match="pass covariance="):
+        cle.evaluate_pruning(clip, split, data, **QUIET)
+    found = cle.evaluate_pruning(clip, split, data, n_random=1, covariance=covariance, **QUIET)
+    with cle.prune(clip, split):
+        classes = clip.embed_texts([f"a {name}" for name in names]).numpy()[:, None]
+    hits = oracle.zero_shot(images[data.test].numpy(), (torch.arange(90) % 9)[data.test].tolist(), classes, 1)
+    assert float(found.score[0, 1, 0]) == pytest.approx(np.mean(hits), abs=1e-12)
+    assert float(found.difference[0, found.pruned.index("top variance"), 0]) > 0.05
+
+
 def test_random_controls_are_nested_and_uniform() -> None:
     first, second = random_bases(5, 2, seed=3)
     for basis in (first, second):
