@@ -90,6 +90,7 @@ if TYPE_CHECKING:
         read_wordnet,
         redundancy,
     )
+    from clip_lens_ext.sparse_clip import SparseHead
     from clip_lens_ext.spectrum import (
         CUTS,
         RULES,
@@ -144,6 +145,7 @@ _HOMES = {
         "find_picture_senses", "find_word_senses", "flag_components", "label_uniqueness", "mask_boxes",
         "measure_interventions", "monosemanticity", "polysemanticity", "read_wordnet", "redundancy",
     ),
+    "sparse_clip": ("SparseHead",),
     "spectrum": (
         "CUTS", "RULES", "Covariance", "Covariances", "EvaluationData", "NoiseSplit", "PairCovariance",
         "PruningEvaluation", "SpectrumAnalysis", "StreamingCovariance", "StreamingPairCovariance", "SubgroupOverlap",
@@ -205,6 +207,7 @@ __all__ = [
     "Site",
     "SoftWPMI",
     "SparseCodes",
+    "SparseHead",
     "SpectrumAnalysis",
     "StreamingClarity",
     "StreamingCovariance",

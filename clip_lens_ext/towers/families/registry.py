@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CLIPModel, Siglip2Model, SiglipModel
 
 from clip_lens_ext.errors import InputError, UnsupportedModelError
-from clip_lens_ext.towers.families import hugging_face, listened, open_clip, timm_vit
+from clip_lens_ext.towers.families import headed, hugging_face, listened, open_clip, timm_vit
 from clip_lens_ext.towers.families.reading import TowerReading
 from clip_lens_ext.towers.families.views import FlattenedText, HuggingFaceText, HuggingFaceVision
 
@@ -29,7 +29,7 @@ class Family(Protocol):
         """The module by its parts."""
 
 
-_FAMILIES: list[Any] = [open_clip, hugging_face, timm_vit, listened]
+_FAMILIES: list[Any] = [headed, open_clip, hugging_face, timm_vit, listened]
 
 
 def families() -> list[str]:
@@ -37,7 +37,7 @@ def families() -> list[str]:
 
     Example:
         >>> families()
-        ['open_clip', 'hugging_face', 'timm', 'residual']
+        ['headed', 'open_clip', 'hugging_face', 'timm', 'residual']
     """
     return [family.NAME for family in _FAMILIES]
 
@@ -54,7 +54,7 @@ def read_tower(native: nn.Module) -> TowerReading:
         if family.matches(native):
             return family.read(native)
     kind = f"{type(native).__module__}.{type(native).__qualname__}"
-    if isinstance(native, CLIPModel | SiglipModel | Siglip2Model | CustomTextCLIP | CoCa):
+    if isinstance(native, CLIPModel | SiglipModel | Siglip2Model | CustomTextCLIP | CoCa | headed.HeadedCLIP):
         raise UnsupportedModelError(f"a {kind} has two towers: take load_clip(model).vision or .text")
     raise UnsupportedModelError(
         f"no tower family reads a {kind}; the families are {', '.join(families())}. docs/towers.md says how to add "
@@ -64,6 +64,8 @@ def read_tower(native: nn.Module) -> TowerReading:
 
 def split_model(native: nn.Module) -> tuple[nn.Module, nn.Module | None]:
     """The vision tower and the text tower of a model; the text tower is None where the model is a vision tower."""
+    if isinstance(native, headed.HeadedCLIP):
+        return native.visual, native.text
     if isinstance(native, CLIP):
         return native.visual, FlattenedText(native)
     if isinstance(native, CustomTextCLIP | CoCa):
