@@ -90,7 +90,7 @@ if TYPE_CHECKING:
         read_wordnet,
         redundancy,
     )
-    from clip_lens_ext.sparse_clip import SparseHead
+    from clip_lens_ext.sparse_clip import SparseHead, modality_score
     from clip_lens_ext.spectrum import (
         CUTS,
         RULES,
@@ -145,7 +145,7 @@ _HOMES = {
         "find_picture_senses", "find_word_senses", "flag_components", "label_uniqueness", "mask_boxes",
         "measure_interventions", "monosemanticity", "polysemanticity", "read_wordnet", "redundancy",
     ),
-    "sparse_clip": ("SparseHead",),
+    "sparse_clip": ("SparseHead", "modality_score"),
     "spectrum": (
         "CUTS", "RULES", "Covariance", "Covariances", "EvaluationData", "NoiseSplit", "PairCovariance",
         "PruningEvaluation", "SpectrumAnalysis", "StreamingCovariance", "StreamingPairCovariance", "SubgroupOverlap",
@@ -260,6 +260,7 @@ __all__ = [
     "logit_lens_scores",
     "mask_boxes",
     "measure_interventions",
+    "modality_score",
     "monosemanticity",
     "open_site",
     "planted",
