@@ -18,8 +18,8 @@ class CodeActivity:
     """What the features of a code do over some samples.
 
     Attributes:
-        mean: mean activation of each feature, float64 `[d_code]`: its energy, and its density, which is frequency weighted by
-            magnitude.
+        mean: mean activation of each feature, float64 `[d_code]`: its energy, or density (frequency
+            weighted by magnitude).
         frequency: share of the samples in which it is active, `[d_code]`.
         count: samples in which it is active, `[d_code]`.
         n: samples.
