@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from clip_lens_ext.errors import ClipLensError, HookNameError, InputError, LoadError, UnsupportedModelError
     from clip_lens_ext.explain import explain_images
     from clip_lens_ext.explanation import Decision, Explanation
+    from clip_lens_ext.noise_attribution import noise_share
+    from clip_lens_ext.noise_attribution_result import NoiseShare
     from clip_lens_ext.passes import Accumulator, PassReport, run_pass
     from clip_lens_ext.planted import PlantedWorld, planted_clip, planted_sae
     from clip_lens_ext.saes import SAECheck, SparseCodes, check_sae, encode, formats, load_sae, train_sae, train_saes
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
         RULES,
         Covariance,
         Covariances,
+        NoiseAlignment,
         NoiseSplit,
         PairCovariance,
         StreamingCovariance,
@@ -103,6 +106,7 @@ if TYPE_CHECKING:
         SubgroupSplits,
         collect_covariance,
         fold_pruning,
+        noise_alignment,
         principal_angles,
         prune,
         split_noise,
@@ -125,6 +129,8 @@ _HOMES = {
     "errors": ("ClipLensError", "HookNameError", "InputError", "LoadError", "UnsupportedModelError"),
     "explain": ("explain_images",),
     "explanation": ("Decision", "Explanation"),
+    "noise_attribution": ("noise_share",),
+    "noise_attribution_result": ("NoiseShare",),
     "passes": ("Accumulator", "PassReport", "run_pass"),
     "planted": ("PlantedWorld", "planted_clip", "planted_sae"),
     "saes": ("SAECheck", "SparseCodes", "check_sae", "encode", "formats", "load_sae", "train_sae", "train_saes"),
@@ -138,9 +144,10 @@ _HOMES = {
         "measure_interventions", "monosemanticity", "polysemanticity", "read_wordnet", "redundancy",
     ),
     "spectrum": (
-        "CUTS", "RULES", "Covariance", "Covariances", "NoiseSplit", "PairCovariance", "StreamingCovariance",
-        "StreamingPairCovariance", "SubgroupOverlap", "SubgroupSplits", "collect_covariance", "fold_pruning",
-        "principal_angles", "prune", "split_noise", "split_subgroups", "subgroup_overlap",
+        "CUTS", "RULES", "Covariance", "Covariances", "NoiseAlignment", "NoiseSplit", "PairCovariance",
+        "StreamingCovariance", "StreamingPairCovariance", "SubgroupOverlap", "SubgroupSplits", "collect_covariance",
+        "fold_pruning", "noise_alignment", "principal_angles", "prune", "split_noise", "split_subgroups",
+        "subgroup_overlap",
     ),
     "towers": ("HookedCLIP", "HookedTower", "load_clip", "register_family"),
 }  # fmt: skip
@@ -180,6 +187,8 @@ __all__ = [
     "LatentReferences",
     "LatentScores",
     "LoadError",
+    "NoiseAlignment",
+    "NoiseShare",
     "NoiseSplit",
     "PairCovariance",
     "PassReport",
@@ -244,6 +253,8 @@ __all__ = [
     "mask_boxes",
     "measure_interventions",
     "monosemanticity",
+    "noise_alignment",
+    "noise_share",
     "open_site",
     "planted",
     "planted_clip",
