@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from clip_lens_ext.explanation import Decision, Explanation
     from clip_lens_ext.noise_attribution import noise_share
     from clip_lens_ext.noise_attribution_result import NoiseShare
+    from clip_lens_ext.noise_latents import NoiseAlignment, noise_alignment
     from clip_lens_ext.passes import Accumulator, PassReport, run_pass
     from clip_lens_ext.planted import PlantedWorld, planted_clip, planted_sae
     from clip_lens_ext.saes import SAECheck, SparseCodes, check_sae, encode, formats, load_sae, train_sae, train_saes
@@ -97,7 +98,6 @@ if TYPE_CHECKING:
         RULES,
         Covariance,
         Covariances,
-        NoiseAlignment,
         NoiseSplit,
         PairCovariance,
         StreamingCovariance,
@@ -106,7 +106,6 @@ if TYPE_CHECKING:
         SubgroupSplits,
         collect_covariance,
         fold_pruning,
-        noise_alignment,
         principal_angles,
         prune,
         split_noise,
@@ -131,6 +130,7 @@ _HOMES = {
     "explanation": ("Decision", "Explanation"),
     "noise_attribution": ("noise_share",),
     "noise_attribution_result": ("NoiseShare",),
+    "noise_latents": ("NoiseAlignment", "noise_alignment"),
     "passes": ("Accumulator", "PassReport", "run_pass"),
     "planted": ("PlantedWorld", "planted_clip", "planted_sae"),
     "saes": ("SAECheck", "SparseCodes", "check_sae", "encode", "formats", "load_sae", "train_sae", "train_saes"),
@@ -144,10 +144,9 @@ _HOMES = {
         "measure_interventions", "monosemanticity", "polysemanticity", "read_wordnet", "redundancy",
     ),
     "spectrum": (
-        "CUTS", "RULES", "Covariance", "Covariances", "NoiseAlignment", "NoiseSplit", "PairCovariance",
-        "StreamingCovariance", "StreamingPairCovariance", "SubgroupOverlap", "SubgroupSplits", "collect_covariance",
-        "fold_pruning", "noise_alignment", "principal_angles", "prune", "split_noise", "split_subgroups",
-        "subgroup_overlap",
+        "CUTS", "RULES", "Covariance", "Covariances", "NoiseSplit", "PairCovariance", "StreamingCovariance",
+        "StreamingPairCovariance", "SubgroupOverlap", "SubgroupSplits", "collect_covariance", "fold_pruning",
+        "principal_angles", "prune", "split_noise", "split_subgroups", "subgroup_overlap",
     ),
     "towers": ("HookedCLIP", "HookedTower", "load_clip", "register_family"),
 }  # fmt: skip

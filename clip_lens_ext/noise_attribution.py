@@ -27,8 +27,8 @@ from clip_lens_ext.attribution.site import ErrorTerm, Site, open_site
 from clip_lens_ext.attribution.targets import Target, wide
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.noise_attribution_result import NoiseShare
+from clip_lens_ext.noise_latents import check_tokens, noise_place
 from clip_lens_ext.saes.splice import sae_hook_name
-from clip_lens_ext.spectrum.latents import check_tokens, noise_place
 from clip_lens_ext.spectrum.noise_split import NoiseSplit
 from clip_lens_ext.spectrum.pruning import EMBEDDING
 from clip_lens_ext.towers.positions import TokenScope
@@ -125,6 +125,7 @@ class _NoiseOfSite(Site):
     ) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the active entries with their projected rows `[entry d_in]`."""
         for part, rows in super().entry_chunks(within, at_once=at_once):
+            rows = wide(rows)  # two products in bfloat16 would leave two digits
             basis = self.basis.to(rows)
             yield part, (rows @ basis) @ basis.T
 

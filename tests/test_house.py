@@ -14,8 +14,8 @@ import clip_lens_ext
 ROOT = Path(clip_lens_ext.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py"))
 # design.md, section 3: a layer imports layers before it, and siblings of one layer do not import each other. One
-# explanation joins attribution and semantics, so it comes after both; plots take it as a result. The share of an
-# attribution that passes through noise joins attribution and spectrum.
+# explanation joins attribution and semantics, so it comes after both; plots take it as a result. What is
+# known of an SAE and of noise (`noise_*`) joins saes, attribution and spectrum.
 LAYERS = [
     {"errors", "provenance"},
     {"image_files", "result_files"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"saes"},
     {"attribution", "semantics", "spectrum"},
     {"sparse_clip", "planted"},
-    {"explanation", "noise_attribution_result"},
+    {"explanation", "noise_attribution_result", "noise_latents"},
     {"explain", "noise_attribution"},
     {"plots", "report"},
     {"cli_sae"},

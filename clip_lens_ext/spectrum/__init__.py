@@ -7,7 +7,6 @@ from clip_lens_ext.spectrum.cuts import CUTS
 from clip_lens_ext.spectrum.folding import fold_pruning
 from clip_lens_ext.spectrum.invariance import SubgroupSplits, split_subgroups, subgroup_overlap
 from clip_lens_ext.spectrum.invariance_result import SubgroupOverlap
-from clip_lens_ext.spectrum.latents import NoiseAlignment, noise_alignment
 from clip_lens_ext.spectrum.noise import split_noise
 from clip_lens_ext.spectrum.noise_split import NoiseSplit
 from clip_lens_ext.spectrum.pairs import PairCovariance, StreamingPairCovariance
@@ -20,7 +19,6 @@ __all__ = [
     "RULES",
     "Covariance",
     "Covariances",
-    "NoiseAlignment",
     "NoiseSplit",
     "PairCovariance",
     "StreamingCovariance",
@@ -29,7 +27,6 @@ __all__ = [
     "SubgroupSplits",
     "collect_covariance",
     "fold_pruning",
-    "noise_alignment",
     "principal_angles",
     "prune",
     "split_noise",

@@ -119,6 +119,20 @@ def test_float32_adds_up_to_one_in_a_million(where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["hook", "embedding"])
+def test_half_precision_adds_up_as_the_attribution_does(where: str) -> None:
+    model, x, sae, vectors = make(MIDDLE, dtype=torch.float32)
+    tower, target = HookedTower(model.bfloat16()), cle.direction_target(vectors)
+    split, place = (split_of(48, 11), MIDDLE[2]) if where == "hook" else (split_of(20, 5), None)
+    site = cle.open_site(tower, x.bfloat16(), sae)
+    one, rest = (cle.noise_share(tower, site, sae, target, part, noise_hook=place) for part in (split, other(split)))
+    scale = float(one.total.value.abs().max())
+    # At the hook both parts are products in float32 with one gradient; those of the embedding go back through the
+    # blocks in bfloat16, each by itself.
+    bound = 1e-5 if where == "hook" else 0.05
+    assert float((one.noise + rest.noise - one.total.value).abs().max()) < bound * scale
+
+
+@pytest.mark.parametrize("where", ["hook", "embedding"])
 def test_all_and_nothing(where: str) -> None:
     place = MIDDLE[2] if where == "hook" else None
     d = 48 if where == "hook" else 20
