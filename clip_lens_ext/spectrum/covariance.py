@@ -8,6 +8,7 @@ cost no more than large ones, and where the batches are cut does not change a bi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,7 @@ class StreamingCovariance:
                 rows = rows[_ROWS:]
                 continue
             taken = rows[: _ROWS - self._n_waiting]
-            self._room[self._n_waiting : self._n_waiting + len(taken)] = taken
+            self._room.narrow(0, self._n_waiting, len(taken)).copy_(taken)
             self._n_waiting += len(taken)
             rows = rows[len(taken) :]
             if self._n_waiting == _ROWS:
@@ -183,7 +184,8 @@ class StreamingCovariance:
         if rows.dim() != 2 or rows.shape[1] != self.d or not rows.is_floating_point():
             raise InputError(f"rows are floats [row {self.d}], got {rows.dtype} {list(rows.shape)}")
         rows = rows.detach().to(self._device, rows.dtype if rows.dtype == torch.float64 else torch.float32)
-        if not torch.isfinite(rows.sum()) and not torch.isfinite(rows).all():  # a sum may overflow where no row does
+        # Small batches come by the thousand: one number is read, and a sum may overflow where no row does.
+        if not math.isfinite(rows.sum().item()) and not torch.isfinite(rows).all():
             bad = (~torch.isfinite(rows).all(dim=1)).nonzero().flatten().tolist()
             more = f" and {len(bad) - 1} more" if bad[1:] else ""
             raise InputError(f"row {bad[0]} of this batch{more} holds NaN or infinite values; none of it was taken in")
