@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import spectrum as oracle
-from oracles.models import build_vision
+from oracles.models import build_text, build_vision
 from oracles.saes import KINDS, build_sae
 from oracles.transcoders import prisma_transcoder
 
@@ -111,6 +111,16 @@ def test_an_embedding_behind_a_projection(dtype: torch.dtype) -> None:
     assert (found.hook_name, found.noise_hook, found.d) == ("hook_pooled", "hook_embedding", 20)
     with pytest.raises(InputError, match="pass tower=, whose projection"):
         cle.noise_alignment(sae, split)
+
+
+def test_the_bias_of_a_projection_is_no_direction_of_a_latent() -> None:
+    model = build_text("first").double()
+    sae, split = build_sae("topk", 40, "hook_pooled", "pooled"), split_of(20, 4)
+    found = cle.noise_alignment(sae, split, tower=HookedTower(model))
+    keep = oracle.projector(split.basis.numpy())
+    weight = model.text_projection.weight.detach().numpy()
+    for latent, row in enumerate(sae.W_dec.detach().numpy() @ weight.T):
+        assert float(found.value[latent]) == pytest.approx(row @ keep @ row / (row @ row), rel=1e-9)
 
 
 def test_an_sae_of_the_embedding_needs_no_tower() -> None:
