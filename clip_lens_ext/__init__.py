@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from clip_lens_ext.errors import ClipLensError, HookNameError, InputError, LoadError, UnsupportedModelError
     from clip_lens_ext.explain import explain_images
     from clip_lens_ext.explanation import Decision, Explanation
+    from clip_lens_ext.noise_attribution import noise_share
+    from clip_lens_ext.noise_attribution_result import NoiseShare
+    from clip_lens_ext.noise_latents import NoiseAlignment, noise_alignment
     from clip_lens_ext.passes import Accumulator, PassReport, run_pass
     from clip_lens_ext.planted import PlantedWorld, planted_clip, planted_sae
     from clip_lens_ext.saes import SAECheck, SparseCodes, check_sae, encode, formats, load_sae, train_sae, train_saes
@@ -133,6 +136,9 @@ _HOMES = {
     "errors": ("ClipLensError", "HookNameError", "InputError", "LoadError", "UnsupportedModelError"),
     "explain": ("explain_images",),
     "explanation": ("Decision", "Explanation"),
+    "noise_attribution": ("noise_share",),
+    "noise_attribution_result": ("NoiseShare",),
+    "noise_latents": ("NoiseAlignment", "noise_alignment"),
     "passes": ("Accumulator", "PassReport", "run_pass"),
     "planted": ("PlantedWorld", "planted_clip", "planted_sae"),
     "saes": ("SAECheck", "SparseCodes", "check_sae", "encode", "formats", "load_sae", "train_sae", "train_saes"),
@@ -192,6 +198,8 @@ __all__ = [
     "LatentReferences",
     "LatentScores",
     "LoadError",
+    "NoiseAlignment",
+    "NoiseShare",
     "NoiseSplit",
     "PairCovariance",
     "PassReport",
@@ -262,6 +270,8 @@ __all__ = [
     "measure_interventions",
     "modality_score",
     "monosemanticity",
+    "noise_alignment",
+    "noise_share",
     "open_site",
     "planted",
     "planted_clip",

@@ -14,7 +14,8 @@ import clip_lens_ext
 ROOT = Path(clip_lens_ext.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py"))
 # design.md, section 3: a layer imports layers before it, and siblings of one layer do not import each other. One
-# explanation joins attribution and semantics, so it comes after both; plots take it as a result.
+# explanation joins attribution and semantics, so it comes after both; plots take it as a result. What is
+# known of an SAE and of noise (`noise_*`) joins saes, attribution and spectrum.
 LAYERS = [
     {"errors", "provenance", "bootstrap"},
     {"image_files", "result_files"},
@@ -23,8 +24,8 @@ LAYERS = [
     {"saes"},
     {"attribution", "semantics", "spectrum"},
     {"sparse_clip", "planted"},
-    {"explanation"},
-    {"explain"},
+    {"explanation", "noise_attribution_result", "noise_latents"},
+    {"explain", "noise_attribution"},
     {"plots", "report"},
     {"cli_sae", "cli_spectrum"},
     {"cli"},

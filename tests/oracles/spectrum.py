@@ -37,14 +37,20 @@ def mean_squared_cosine(first, second):
     return float(np.trace(projector(first) @ projector(second))) / min(first.shape[1], second.shape[1])
 
 
-def planted(n, *, d, rank, noise, seed, rotation_seed=0, gap=0.0, n_text=None):
-    """Image rows and text rows with `rank` shared directions of signal, and the basis of the rest, all rotated."""
+def planted(n, *, d, rank, noise, seed, rotation_seed=0, gap=0.0, n_text=None, strength=None, loud=1.0, own=0):
+    """Image rows and text rows with `rank` shared directions of signal, and the basis of the rest, all rotated.
+
+    `strength` are the signals' standard deviations (3 to 1), `noise` that of the noise, one number or `d`; texts are
+    `loud` times as large; `own` of the noise directions are signal of unit strength in the images alone, and no part
+    of the basis.
+    """
     turn = np.linalg.qr(np.random.default_rng(rotation_seed).normal(size=(d, d)))[0]
     rng = np.random.default_rng(seed)
-    strength = np.zeros(d)
-    strength[:rank] = np.linspace(3, 1, rank)
-    shared = rng.normal(size=(n, d)) * strength
+    strong = np.zeros(d)
+    strong[:rank] = np.linspace(3, 1, rank) if strength is None else strength
+    shared = rng.normal(size=(n, d)) * strong
     text = shared[: n_text or n] + noise * rng.normal(size=(n_text or n, d))
     image = shared + noise * rng.normal(size=(n, d))
+    image[:, rank : rank + own] += rng.normal(size=(n, own))
     direction = turn[:, -1] * gap / 2
-    return image @ turn.T + direction, text @ turn.T - direction, turn[:, rank:]
+    return image @ turn.T + direction, loud * text @ turn.T - direction, turn[:, rank + own :]

@@ -104,7 +104,20 @@ def test_symmetric_and_positive() -> None:
     assert float(values[0]) > -1e-7 * float(values[-1])
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_a_first_row_far_off_and_a_constant_that_float32_rounds() -> None:
+    """The mean is taken from the first row, which may be an outlier; a constant has no variance at all."""
+    x = rows(5000, 6, dtype=torch.float32, mean=60)
+    x[0] += 100  # further out, one square in float32 is all that is left of a sum
+    x[:, 3] = 0.1
+    expected = torch.cov(x.double().T)
+    found = of(x).covariance()
+    assert (found[3] == 0).all()
+    kept = [0, 1, 2, 4, 5]
+    assert relative(found[kept][:, kept], expected[kept][:, kept]) < 1e-6
+    torch.testing.assert_close(of(x).mean(), x.double().mean(0), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25, 2e37])  # of the last not even their sum
 def test_float32_rows_whose_squares_float32_does_not_have(scale: float) -> None:
     x = rows(dtype=torch.float32) * scale
     x[:, 2] = 7 * scale

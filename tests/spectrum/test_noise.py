@@ -144,6 +144,45 @@ def test_pooled_noise_is_what_varies_least() -> None:
     assert abs(oracle.projector(found.basis.numpy()) - oracle.projector(vectors[:, :4].numpy())).max() < 1e-9
 
 
+def test_the_least_maximum_and_not_the_least_minimum() -> None:
+    """By hand, on the axes: one direction is silent in texts and loud in images, another is quiet in both."""
+    image, text = ([3.0, 2.9, 0.5, 1.6], [3.1, 0.01, 0.6, 1.4])
+    sources = [
+        cle.Covariance(torch.zeros(4).double(), torch.tensor(values).double().diag(), 100) for values in (image, text)
+    ]
+    means = [sum(values) / 4 for values in (image, text)]
+    maxima = [max(a / means[0], b / means[1]) for a, b in zip(image, text, strict=True)]
+    for k in (1, 2, 3):
+        found = cle.split_noise(*sources, rule="max_rayleigh", cut=k)
+        quiet = sorted(range(4), key=lambda i: maxima[i])[:k]
+        expected = torch.zeros(4, 4).double()
+        expected[quiet, quiet] = 1
+        assert torch.allclose(found.basis @ found.basis.T, expected, atol=EXACT)
+        assert found.eigenvalues[-1].tolist() == pytest.approx(sorted(maxima, reverse=True))
+    assert int(torch.tensor(text).argmin()) != quiet[0]
+
+
+@pytest.mark.parametrize("rule", ["intersection", "cross_covariance", "generalised"])
+def test_what_counts_as_shared_is_the_cosine_that_was_asked_for(rule: str) -> None:
+    image, text, _, *controls = (part[:100] for part in world())
+    control = tuple(controls) if rule == "generalised" else None
+
+    def ranks(cosines: list[float]) -> list[int]:
+        same: dict[str, Any] = {"rule": rule, "cut": K, "control": control, "progress": False}
+        return [cle.split_noise(image, text, min_cosine=cosine, **same).rank for cosine in cosines]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a hundred rows tilt the spaces, which is what this is about
+        found = ranks([0.1, 0.9, 0.99, 0.99999, 1.0])
+        if rule == "intersection":
+            spaces = [cle.split_noise(rows, cut=K).basis for rows in (image, text)]
+            cosines = torch.linalg.svdvals(spaces[0].T @ spaces[1])
+            assert found[:4] == [int((cosines >= cosine).sum()) for cosine in (0.1, 0.9, 0.99, 0.99999)]
+    assert found[0] == K
+    assert found[0] > found[3] >= found[4]
+    assert found == sorted(found, reverse=True)
+
+
 def test_noise_of_one_modality_alone_is_not_shared() -> None:
     """Texts that say something in three of the images' noise directions: the noise has three dimensions fewer."""
     image, text, noise = world()[:3]

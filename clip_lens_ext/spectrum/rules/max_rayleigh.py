@@ -25,7 +25,10 @@ def max_rayleigh(question: Question, cut: Cut) -> Found:
     # that depend on a given number would make the noise of fewer dimensions no part of that of more.
     fixed = isinstance(cut, Fixed)
     levels = [
-        cutoff.threshold if 0 < cutoff.n_noise < spectrum.d and not fixed else float(spectrum.values.mean())
+        # With fewer rows than dimensions the threshold may be zero: what has no variance at all, up to rounding.
+        max(cutoff.threshold, 1e-12 * float(spectrum.values[0]))
+        if 0 < cutoff.n_noise < spectrum.d and not fixed
+        else float(spectrum.values.mean())
         for spectrum, cutoff in zip(spectra, cutoffs, strict=True)
     ]
     scaled = [source.matrix / level for source, level in zip(question.sources, levels, strict=True)]
