@@ -46,10 +46,11 @@ class Source:
         """Width of the space."""
         return len(self.mean)
 
-    def permuted(self, generator: torch.Generator) -> Tensor:
-        """The moment of the rows with each coordinate permuted by itself, `[d d]`."""
+    def permuted(self, generator: torch.Generator, without: Tensor) -> Tensor:
+        """The moment of the rows less some orthonormal directions, each coordinate permuted by itself, `[d d]`."""
         assert self.rows is not None  # asked only where there are rows
-        mixed = torch.stack([column[torch.randperm(self.count, generator=generator)] for column in self.rows.T], dim=1)
+        rows = self.rows - (self.rows @ without) @ without.T
+        mixed = torch.stack([column[torch.randperm(self.count, generator=generator)] for column in rows.T], dim=1)
         return mixed.T @ mixed / self.n
 
 

@@ -13,7 +13,7 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.spectrum.subspaces import signed
 
 Kind = Literal["covariance", "cross", "ratio"]
-Null = Callable[[torch.Generator], float]
+Null = Callable[[torch.Generator, int], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,8 @@ class Spectrum:
             variance under real input over variance under control input.
         n: rows that vary freely (one less than rows where their mean was taken off).
         n_control: those of the control, for `"ratio"`.
-        null: the greatest value of one random draw without structure, where the rows are known.
+        null: the greatest value of one random draw without structure, after the given number of greatest directions
+            were taken out of the rows; None where the rows are not known.
         progress: whether a cut that takes long draws a bar.
     """
 

@@ -26,5 +26,5 @@ class VarianceShare:
     def __call__(self, spectrum: Spectrum, /) -> Cutoff:
         """Cut one spectrum."""
         from_below = spectrum.values.flip(0).cumsum(0)
-        n_noise = int((from_below <= self.share * spectrum.values.sum()).sum())
+        n_noise = int((from_below <= self.share * from_below[-1]).sum())
         return split_after(spectrum.values, spectrum.d - n_noise)

@@ -27,11 +27,14 @@ def cross_covariance(question: Question, cut: Cut) -> Found:
     u, values, vh = torch.linalg.svd(question.cross)
     image, text = question.sources
 
-    def null(generator: torch.Generator) -> float:
+    def null(generator: torch.Generator, n_signal: int) -> float:
         assert image.rows is not None
         assert text.rows is not None
         order = torch.randperm(image.count, generator=generator)
-        return float(torch.linalg.matrix_norm(image.rows.T @ text.rows[order] / image.n, ord=2))
+        mixed = image.rows.T @ text.rows[order] / image.n
+        left, right = u[:, :n_signal], vh[:n_signal].T
+        mixed = mixed - left @ (left.T @ mixed)
+        return float(torch.linalg.matrix_norm(mixed - (mixed @ right) @ right.T, ord=2))
 
     known = image.rows is not None and text.rows is not None and image.count == text.count
     spectrum = Spectrum("cross", values, signed(u), "cross", question.n_cross, null=null if known else None,

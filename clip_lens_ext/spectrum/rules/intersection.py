@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from clip_lens_ext.spectrum.cuts.cut import Cut
 from clip_lens_ext.spectrum.rules.rule import Found
 from clip_lens_ext.spectrum.sources import Question, Source
@@ -24,7 +26,11 @@ def intersection(question: Question, cut: Cut) -> Found:
 
 def spectrum_of(source: Source, progress: bool) -> Spectrum:
     """The spectrum of one modality, with its permuted rows where they are known."""
-    null = None if source.rows is None else lambda generator: greatest_eigenvalue(source.permuted(generator))
-    found = eigen_spectrum(source.label, source.matrix, source.n, null=null, progress=progress)
+
+    def null(generator: torch.Generator, n_signal: int) -> float:
+        return greatest_eigenvalue(source.permuted(generator, found.vectors[:, :n_signal]))
+
+    known = source.rows is not None
+    found = eigen_spectrum(source.label, source.matrix, source.n, null=null if known else None, progress=progress)
     check_varies(found)
     return found

@@ -28,8 +28,8 @@ def pooled_spectrum(question: Question) -> Spectrum:
     matrix = torch.stack([source.matrix for source in sources]).mean(dim=0)
     n = len(sources) ** 2 / sum(1 / source.n for source in sources)
 
-    def null(generator: torch.Generator) -> float:
-        mixed: list[Tensor] = [source.permuted(generator) for source in sources]
+    def null(generator: torch.Generator, n_signal: int) -> float:
+        mixed: list[Tensor] = [source.permuted(generator, found.vectors[:, :n_signal]) for source in sources]
         return greatest_eigenvalue(torch.stack(mixed).mean(dim=0))
 
     known = all(source.rows is not None for source in sources)
