@@ -23,7 +23,7 @@ import clip_lens_ext as cle
 from benchmarks.crops import Crops
 from benchmarks.page import table, write_section
 from benchmarks.planted_spectrum import FIGURES, scores_table
-from benchmarks.real_saes import HOOKS, real_tower
+from benchmarks.real_saes import HOOKS, read_embeddings, real_tower
 from clip_lens_ext.plots import plot_overlap, plot_pruning, plot_spectrum
 
 N_CROPS = {"imagenet": 3, "coco": 7}
@@ -124,9 +124,11 @@ def main() -> None:
     kinds = sorted({kind_of(int(index)) for index in classes})
     labels = torch.tensor([kinds.index(kind_of(int(index))) for index in photo_class])
     training = moments(unit[~is_test])
+    names = [read_embeddings(args.data / "embeddings" / f"{name}.safetensors")[0] for name in ("coco_171", "voc_20")]
+    texts = moments(torch.nn.functional.normalize(torch.cat(names), dim=-1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        splits = [cle.split_noise(training, rule="pooled", cut=k) for k in RANKS]
+        splits = [cle.split_noise(training, texts, rule="pooled", cut=k) for k in RANKS]
         named = [cle.split_noise(training, cut=cut) for cut in ("marchenko_pastur", "knee", "variance_share", "gap")]
     coarse = cle.evaluate_pruning(clip, splits, cle.EvaluationData(image, labels=labels, is_test=is_test), covariance=training, n_bootstrap=500)
     exact = cle.evaluate_pruning(
@@ -147,17 +149,17 @@ def main() -> None:
             lines.append([str(k), f"{pair['first']} ({len(groups[pair['first']]):,})", f"{pair['second']} ({len(groups[pair['second']]):,})", f"{pair.overlap:.3f}",
                           f"{pair.low:.3f} to {pair.high:.3f}", f"{pair.by_chance:.3f}", f"{pair.split_half:.3f}"])  # fmt: skip
     counts = ", ".join(f"{kind} {int((labels[whole] == kinds.index(kind)).sum())}" for kind in kinds)
-    wordings = [f"- {line}" for found in (exact, coarse) for line in found.verdict().splitlines()]
+    wordings = [f"- {line}" for found in (exact, coarse) for line in found.verdict().splitlines() if line.split()[0] in ("64", "128", "256", "384")]
     content = "\n\n".join([
         f"`python -m benchmarks.real_spectrum --data FOLDER`: OpenAI's ViT-B/16 image tower; {n_photo} ImageNet photos with {N_CROPS['imagenet']} crops of each, "
         f"{len(coco) // (1 + N_CROPS['coco'])} COCO photos with {N_CROPS['coco']}. Crops of one photo are not independent: rows are not evidence. There is no text tower here, "
-        "so splits are of images alone, and nothing is said of *shared* noise.",
+        f"and of texts {texts.count} embeddings of class names, which fill {texts.count - 1} of {texts.d} dimensions at most.",
         "**Spectra.** How many directions carry half and 99% of the variance, the share of the loudest, and how many each cut calls noise.",
         table(["hook", "tokens", "photos", "d", "rows", "loudest", "for half", "for 99%", "noise: MP", "knee", "1% of variance"], list(spectra(rows))),
         "![Spectrum of the embedding](figures/real_spectrum.png)",
-        "**Is it the same noise in other photos?** The noise is the `k` directions of lowest variance.",
+        "**Is it the same noise in other photos?** The noise is the `k` directions of lowest variance. The interval takes off what few rows add to a subspace, so it may lie above the overlap; crops of one photo make it too narrow.",
         table(["k", "first (rows)", "second (rows)", "overlap", "interval", "by chance", "two halves of one"], lines), "![Overlap](figures/real_overlap.png)",
-        f"**What pruning does.** Splits are made of half of the photos with their crops, and tried on the other half. Zero-shot: the {int(is_test[whole].sum())} test photos "
+        f"**What pruning does.** The noise is that of the pooled rule, of the photos and the {texts.count} class names; the lowest variance is that of the photos alone. Splits are made of half of the photos with their crops, and tried on the other half. Zero-shot: the {int(is_test[whole].sum())} test photos "
         f"against the {len(probe)} rows of a linear classifier in place of class embeddings. kNN and linear probe: {len(kinds)} kinds of things ({counts} photos), on photos and crops.",
         scores_table(exact, exact.measures), scores_table(coarse, coarse.measures), "![Scores over the number of pruned dimensions](figures/real_pruning.png)",
         "In words, as `verdict()` says it:", "\n".join(wordings),
