@@ -124,13 +124,14 @@ def main() -> None:
     kinds = sorted({kind_of(int(index)) for index in classes})
     labels = torch.tensor([kinds.index(kind_of(int(index))) for index in photo_class])
     training = moments(unit[~is_test])
+    tried = whole | ~is_test  # crops train; a test photo counts once
     names = [read_embeddings(args.data / "embeddings" / f"{name}.safetensors")[0] for name in ("coco_171", "voc_20")]
     texts = moments(torch.nn.functional.normalize(torch.cat(names), dim=-1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         splits = [cle.split_noise(training, texts, rule="pooled", cut=k) for k in RANKS]
         named = [cle.split_noise(training, cut=cut) for cut in ("marchenko_pastur", "knee", "variance_share", "gap")]
-    coarse = cle.evaluate_pruning(clip, splits, cle.EvaluationData(image, labels=labels, is_test=is_test), covariance=training, n_bootstrap=500)
+    coarse = cle.evaluate_pruning(clip, splits, cle.EvaluationData(image[tried], labels=labels[tried], is_test=is_test[tried]), covariance=training, n_bootstrap=500)
     exact = cle.evaluate_pruning(
         clip, splits, cle.EvaluationData(image[whole], labels=classes, classes=probe, is_test=is_test[whole]),
         covariance=training, n_bootstrap=500,
@@ -160,7 +161,7 @@ def main() -> None:
         "**Is it the same noise in other photos?** The noise is the `k` directions of lowest variance. The interval takes off what few rows add to a subspace, so it may lie above the overlap; crops of one photo make it too narrow.",
         table(["k", "first (rows)", "second (rows)", "overlap", "interval", "by chance", "two halves of one"], lines), "![Overlap](figures/real_overlap.png)",
         f"**What pruning does.** The noise is that of the pooled rule, of the photos and the {texts.count} class names; the lowest variance is that of the photos alone. Splits are made of half of the photos with their crops, and tried on the other half. Zero-shot: the {int(is_test[whole].sum())} test photos "
-        f"against the {len(probe)} rows of a linear classifier in place of class embeddings. kNN and linear probe: {len(kinds)} kinds of things ({counts} photos), on photos and crops.",
+        f"against the {len(probe)} rows of a linear classifier in place of class embeddings. kNN and linear probe: {len(kinds)} kinds of things ({counts} photos), trained on the other half's photos and crops.",
         scores_table(exact, exact.measures), scores_table(coarse, coarse.measures), "![Scores over the number of pruned dimensions](figures/real_pruning.png)",
         "In words, as `verdict()` says it:", "\n".join(wordings),
     ])  # fmt: skip
