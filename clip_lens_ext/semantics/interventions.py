@@ -21,6 +21,7 @@ from clip_lens_ext.provenance import fingerprint, versions
 from clip_lens_ext.saes.codes import codes_of
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.intervention_effects import UNTOUCHED, InterventionEffects
+from clip_lens_ext.semantics.prompts import Target, embedded_prompts
 from clip_lens_ext.semantics.through_latents import Through, cosines, through_latents
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
@@ -77,7 +78,7 @@ class _Seen(NamedTuple):
 def measure_interventions(
     clip: HookedCLIP,
     sae: SAE,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str] | Target,
     interventions: Intervention | Sequence[Intervention],
     *,
     n_prompts: int = 2,
@@ -97,7 +98,8 @@ def measure_interventions(
     Args:
         clip: the model.
         sae: an SAE of the vision tower.
-        prompts: what is predicted.
+        prompts: what is predicted: texts, or a `Target` of directions, such as `direction_target(vectors,
+            labels=names)` for a model without a text tower.
         interventions: one or several, of at least two pairs each.
         n_prompts: of how many prompts, those of the greatest change, the way through latents is measured; prompts that
             hold the subject as a word come first and always count.
@@ -130,11 +132,10 @@ def measure_interventions(
         True
     """
     edits = [interventions] if isinstance(interventions, Intervention) else list(interventions)
-    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    _check(edits, texts, batch_size)
+    _check(edits, batch_size)
+    vectors, texts = embedded_prompts(clip, prompts)
     tower = clip.vision
     name = sae_hook_name(tower, sae, hook_name)
-    vectors = clip.embed_texts(list(texts), normalize=True)
     scope = token_scope or sae.cfg.metadata.token_scope
     known: dict[int, _Seen] = {}
 
@@ -194,9 +195,9 @@ def measure_interventions(
     )  # fmt: skip
 
 
-def _check(edits: list[Intervention], texts: tuple[str, ...], batch_size: int) -> None:
-    if not edits or not texts or batch_size < 1:
-        raise InputError("there is nothing to measure: at least one intervention, one prompt and one picture a batch")
+def _check(edits: list[Intervention], batch_size: int) -> None:
+    if not edits or batch_size < 1:
+        raise InputError("there is nothing to measure: at least one intervention and one picture a batch are needed")
     names = [edit.name for edit in edits]
     if len(set(names)) < len(names):
         raise InputError(f"two interventions are called {next(name for name in names if names.count(name) > 1)!r}")

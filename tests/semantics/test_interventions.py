@@ -13,6 +13,7 @@ from oracles import flags as oracle
 from torch import Tensor
 from torch.nn import functional as F
 
+from clip_lens_ext.attribution import direction_target
 from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.saes import encode
 from clip_lens_ext.semantics import (
@@ -241,3 +242,23 @@ def test_wrong_pictures_to_draw_on() -> None:
         mask_boxes(grey, torch.tensor([[4, 4, 9, 6]]))
     with pytest.raises(InputError, match="boxes"):
         mask_boxes(grey, torch.zeros(2, 4))
+
+
+def test_a_target_stands_for_texts(
+    clip: HookedCLIP, pixels: Tensor, sae: Any, effects: InterventionEffects
+) -> None:
+    with torch.no_grad():
+        vectors = 3 * clip.embed_texts(PROMPTS)  # of any length
+    target = direction_target(vectors, labels=PROMPTS)
+    found = measure_interventions(clip, sae, target, edits(pixels), n_latents=3, batch_size=2, progress=False)
+    assert found.prompts == tuple(PROMPTS)
+    torch.testing.assert_close(found.prediction_change, effects.prediction_change, **TIGHT)
+    assert torch.equal(found.through_latent, effects.through_latent)
+    fine = edits(pixels)[0]
+    for wrong, message in [
+        (direction_target(torch.ones(1, 3)), "of the same model"),
+        (direction_target(vectors, cosine=False), "inner product"),
+        ([], "no prompt"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            measure_interventions(clip, sae, wrong, fine, progress=False)
