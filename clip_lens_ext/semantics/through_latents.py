@@ -63,7 +63,7 @@ def through_latents(
     Args:
         tower: the vision tower.
         sae: its SAE.
-        before, after: the pairs, `[pair 3 height width]`.
+        before, after: activations of the pairs at the hook, `[pair token d_model]` or `[pair d]`.
         vectors: of the prompts, of unit length, `[prompt d_embed]`.
         hook_name, token_scope: where the SAE reads.
         n_latents: how many latents for each prompt.
@@ -76,7 +76,7 @@ def through_latents(
         for first, second in batches:
             yield _Pair(tower, sae, first, second, hook_name, token_scope)
 
-    # A single batch is held; of several, only one is held at a time, and read twice.
+    # A single batch is held; of several, only one is held at a time, and encoded twice: dense latents are wide.
     source = list(pairs()) if len(batches) == 1 else None
     mean = torch.cat([pair.first_order(vectors) for pair in source or pairs()], dim=1).mean(dim=1)
     tried = [[int(j) for j in line.abs().topk(min(n_latents, len(line))).indices if line[j] != 0] for line in mean]
@@ -107,7 +107,7 @@ class _Pair:
         self.prediction: Tensor | None = None
         cfg = tower.cfg
         with torch.no_grad():
-            old, self.activation = (tower.run_to(x.to(cfg.device, cfg.dtype), hook_name) for x in (before, after))
+            old, self.activation = before.to(cfg.device), after.to(cfg.device)
             self.positions = TokenPositions(scope or default_scope(old), None, tower.n_prefix)
             self.old = sae.encode(self.positions.take(old))
             taken = self.positions.take(self.activation)
