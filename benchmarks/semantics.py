@@ -8,8 +8,9 @@ a latent are of two of many groups of random embeddings, so that 2-means has one
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 
 import clip_lens_ext as cle
 from benchmarks.page import table, write_section
+from benchmarks.rivals import resident
 from benchmarks.timing import machine
 
 LATENTS, TERMS, D_EMBED, K = 30_000, 20_000, 512, 20
@@ -65,7 +67,7 @@ def judge_of(n_terms: int) -> cle.HookedCLIP:
 
 
 def work(way: str, n_latents: int, n_terms: int) -> dict[str, Any]:
-    """Seconds of one way, the share of the work that it did, the process's peak memory, and values that ways share."""
+    """CPU seconds of one way, the share of the work that it did, the process's peak memory, and values that ways share."""
     torch.manual_seed(0)
     name, _, method = way.partition(":")
     if name.startswith("references"):
@@ -74,11 +76,12 @@ def work(way: str, n_latents: int, n_terms: int) -> dict[str, Any]:
     few = slice(0, min(FEW_LATENTS, n_latents))
     vectors = embeddings.gather(few).vectors
     share = len(vectors) / n_latents
+    forget_peak()
     if name == "align":
         judge = judge_of(n_terms)
         vocabulary = cle.Vocabulary.from_terms([str(i) for i in range(n_terms)])
         terms = vocabulary.embed(judge, progress=False)
-        start = time.perf_counter()
+        start = time.process_time()
         if method == "ours":
             values, share = cle.align(embeddings, vocabulary, judge, progress=False).alignment[few], 1.0
         else:
@@ -90,18 +93,25 @@ def work(way: str, n_latents: int, n_terms: int) -> dict[str, Any]:
                 best.append(F.cosine_similarity(some[:, None], terms.vectors[None], dim=-1).amax(dim=1))
             values = torch.cat(best) - empty
     elif method == "ours":
-        start = time.perf_counter()
+        start = time.process_time()
         values, share = getattr(cle, name)(embeddings).value[few], 1.0
     else:
-        start = time.perf_counter()
+        start = time.process_time()
         values = torch.tensor([pairwise(name, vectors[i], embeddings.activation[i]) for i in range(len(vectors))])
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return {"seconds": seconds, "share": share, "peak": peak_memory(), "values": values.tolist()}
 
 
 def peak_memory() -> float:
-    """Of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Of this process since `forget_peak`, in MB, with libraries and inputs."""
+    return resident("VmHWM")
+
+
+def forget_peak() -> None:
+    """Making the inputs took more than they are: the peak starts anew here."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def pairwise(name: str, vectors: Tensor, activation: Tensor) -> float:
@@ -144,14 +154,15 @@ def references(method: str, n_latents: int, n_images: int) -> dict[str, Any]:
     metadata = SAEMetadata(hook_name=hook, token_scope="all", tower="vision", sha256=None, format="random")
     sae = TopKSAE(TopKSAEConfig(d_in=64, d_sae=n_latents, k=32, metadata=metadata)).eval()
     x = torch.randn(n_images, 3, 32, 32)
-    start = time.perf_counter()
+    forget_peak()
+    start = time.process_time()
     if method == "ours":
         values = cle.collect_references(tower, x, sae, k=K, progress=False).activation.double().sum(dim=1)
     else:
         with torch.no_grad():
             dense = torch.cat([sae.encode(tower.run_to(part, hook)).amax(dim=1) for part in x.split(32)])
         values = dense.topk(min(K, n_images), dim=0).values.clamp(min=0).double().sum(dim=0)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return {"seconds": seconds, "share": 1.0, "peak": peak_memory(), "values": values.tolist()}
 
 
@@ -203,7 +214,7 @@ def main() -> None:
     text = (
         f"`python -m benchmarks.semantics` ({machine()}; {args.latents:,} latents with {K} references each out of {SAMPLES:,} images, "
         f"embeddings of {D_EMBED} numbers, random, each latent's of two groups; each way in a process of its own). The other way is timed on "
-        "the latents in brackets and scaled to all. Memory: peak of the whole process, libraries and inputs included. Difference: the "
+        "the latents in brackets and scaled to all. Seconds are of the CPU. Memory: peak of the whole process while it works, libraries and inputs included. Difference: the "
         "greatest of any latent that both ways did; of references that of the sum of a latent's activations.\n\n"
         + table(
             [
