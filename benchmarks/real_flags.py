@@ -263,9 +263,9 @@ def find(one: Study, sae: SAE, block: int, word: str) -> Found:
 
 def share(values: Tensor) -> str:
     """A mean in percent with its bootstrap interval over photos, from `[photo]` or `[draw photo]`."""
-    values = values.reshape(-1, values.shape[-1]).mean(dim=0)
-    if len(values) == 0:
+    if values.shape[-1] == 0:
         return "-"
+    values = values.reshape(-1, values.shape[-1]).mean(dim=0)
     low, high = bootstrap_intervals(values[None], n_bootstrap=2000, seed=0, confidence=0.95)[0].tolist()
     return f"{100 * float(values.mean()):.0f}% ({100 * low:.0f} to {100 * high:.0f})"
 
