@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sae_lens import SAE
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
 from clip_lens_ext.result_files import read_parts, write_parts
 
 WORDS = {"train": "vowel", "cat": "why", "pizza": "maxim"}  # and a word of as many letters that names no COCO thing
-BLOCKS = (11, 10, 8)
+BLOCKS = (11, 10)
 N_TRIED = 48  # latents of which the way through them is measured, for each word
 CURVE = (1, 2, 3, 5, 10, 20)
 N_CONTROLS = 5
@@ -329,7 +330,7 @@ def flag_row(found: Found, flag: cle.Flag) -> list[str]:
 def figure(all_found: list[Found], path: Path) -> None:
     """Flips undone against the number of latents switched off, beside controls."""
     blocks = list(dict.fromkeys(found.block for found in all_found))
-    fig = Figure(figsize=(4.2 * len(blocks), 3.6), layout="constrained")
+    fig = Figure(figsize=(3.8 * len(blocks) + 1.2, 3.6), layout="constrained")
     all_axes = fig.subplots(1, len(blocks), sharey=True, squeeze=False)[0]
     colours = dict(zip(WORDS, ("#1f6fb4", "#c2571a", "#2f8f4e"), strict=True))
     for axes, block in zip(all_axes, blocks, strict=True):
@@ -346,8 +347,11 @@ def figure(all_found: list[Found], path: Path) -> None:
         axes.set_xlabel("latents switched off, greatest part of the rise first")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(-3, 103)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     all_axes[0].set_ylabel("flips undone, % of held-out photos")
-    all_axes[0].legend(frameon=False, fontsize=8, title="solid: flagged\ndashed: random", title_fontsize=8)
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    title = "solid: flagged\ndashed: random"
+    fig.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8, title=title, title_fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=130)
 
@@ -426,7 +430,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/real"))
     parser.add_argument("--runs", type=Path, default=Path("runs/real"), help="where weights, SAEs and results are kept")
-    parser.add_argument("--blocks", type=int, nargs="+", default=list(BLOCKS))
+    parser.add_argument("--blocks", type=int, nargs="+", default=list(BLOCKS), help="earlier ones take longer")
     args = parser.parse_args()
     clip = real_tower(args.data, args.runs)
     one = study(clip, args.data, args.runs)

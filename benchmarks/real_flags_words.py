@@ -86,10 +86,13 @@ def main() -> None:
     if not (folder / "senses.safetensors").exists():
         cle.find_picture_senses(clip, photos, sae, target, n=N, batch_size=8).save(folder / "senses.safetensors")
     senses = cle.PictureSenses.load(folder / "senses.safetensors")
-    references = cle.collect_references(
-        clip.vision, photos, sae, k=N, preprocess=clip.preprocess, batch_size=8, checkpoint=folder / "references"
-    )
     asked = [target.labels.index(name) for name in (*WORDS, *CLASSES, *PARTS)]
+    # COCO's photos and what the words retrieve: what the sheets show.
+    n_coco = sum(not what.startswith("[") for what in shown)
+    few = [photos[i] for i in sorted({*range(n_coco), *senses.sample[asked].flatten().tolist()})]
+    references = cle.collect_references(
+        clip.vision, few, sae, k=N, preprocess=clip.preprocess, batch_size=8, checkpoint=folder / "references"
+    )
     own = target.select(asked)
     attributions = cle.aggregate_attributions(
         clip.vision, [photos[i] for i in senses.sample[asked].flatten().tolist()], sae, own,
@@ -117,7 +120,7 @@ def main() -> None:
         ])  # fmt: skip
         latents = list(dict.fromkeys([*(flag.latent for flag in flagged), *greatest]))[:4]
         crops = [(f"latent {latent}, {alignment.labels[latent]}",
-                  cle.crop_references(references, latent, photos, clip.vision, preprocess=clip.preprocess))
+                  cle.crop_references(references, latent, few, clip.vision, preprocess=clip.preprocess))
                  for latent in latents]  # fmt: skip
         sheet(
             folder / f"{name.replace(' ', '_')}.png",
