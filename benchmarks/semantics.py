@@ -170,7 +170,17 @@ def measured(way: str, n_latents: int, n_terms: int, runs: Path) -> dict[str, An
     """What a process of its own says of one way, from the file that it left if it is there."""
     path = runs / f"{way.replace(':', '_').replace(' ', '_')}_{n_latents}_{n_terms}.json"
     if not path.exists():
-        command = [sys.executable, "-m", "benchmarks.semantics", "--way", way, "--latents", str(n_latents), "--terms", str(n_terms)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.semantics",
+            "--way",
+            way,
+            "--latents",
+            str(n_latents),
+            "--terms",
+            str(n_terms),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         path.write_text(done.stdout.strip().splitlines()[-1])
     return json.loads(path.read_text())

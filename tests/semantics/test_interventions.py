@@ -244,9 +244,7 @@ def test_wrong_pictures_to_draw_on() -> None:
         mask_boxes(grey, torch.zeros(2, 4))
 
 
-def test_a_target_stands_for_texts(
-    clip: HookedCLIP, pixels: Tensor, sae: Any, effects: InterventionEffects
-) -> None:
+def test_a_target_stands_for_texts(clip: HookedCLIP, pixels: Tensor, sae: Any, effects: InterventionEffects) -> None:
     with torch.no_grad():
         vectors = 3 * clip.embed_texts(PROMPTS)  # of any length
     target = direction_target(vectors, labels=PROMPTS)
@@ -262,3 +260,24 @@ def test_a_target_stands_for_texts(
     ]:
         with pytest.raises(InputError, match=message):
             measure_interventions(clip, sae, wrong, fine, progress=False)
+
+
+def test_the_latents_tried_are_those_of_the_greatest_estimate(
+    clip: HookedCLIP, pixels: Tensor, sae: Any, effects: InterventionEffects
+) -> None:
+    hook, signs = sae.cfg.metadata.hook_name, set()
+    with torch.no_grad():
+        text = F.normalize(clip.native.encode_text(clip.tokenize(PROMPTS)), dim=-1)
+        old = encode(clip.vision, pixels[:5], sae).dense()
+    for name, after in (("shift", edits(pixels)[0].after), ("draw", darker(pixels[:5]))):
+        row, new = effects.row(name), encode(clip.vision, after, sae).dense()
+        for place in set(effects.through_prompt[effects.through_row == row].tolist()):
+            activation = clip.vision.run_to(after, hook).detach().requires_grad_()
+            embedding = clip.vision.run_from(hook, activation)
+            (gradient,) = torch.autograd.grad((F.normalize(embedding, dim=-1) @ text[place]).sum(), activation)
+            moved = [(new - old)[:, :, latent, None] * sae.W_dec[latent].detach() for latent in range(37)]
+            estimate = torch.stack([(one * gradient[:, 1:]).sum() / 5 for one in moved])
+            tried = effects.through(row, PROMPTS[place])
+            assert set(tried) == set(estimate.abs().topk(3).indices.tolist())
+            signs |= {float(estimate[latent]) > 0 for latent in tried}
+    assert signs == {True, False}  # a great fall is tried as well as a great rise
