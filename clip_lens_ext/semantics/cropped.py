@@ -53,6 +53,11 @@ def crop_pictures(pictures: Tensor, *, x: float | Tensor = 0.5, y: float | Tenso
     values = pictures if pictures.is_floating_point() else pictures.float()
     dtype = values.dtype if values.dtype == torch.float64 else torch.float32
     grid = F.affine_grid(rows.to(pictures.device, dtype), list(pictures.shape), align_corners=False)
+    for axis, (middle_of, n) in enumerate(zip(shift, (pictures.shape[3], pictures.shape[2]), strict=True)):
+        # Up to half a pixel from its edge: between the last pixel inside and the first outside it would see both.
+        reach = max(size - 1 / n, 0.0)
+        low, high = ((middle_of + sign * reach)[:, None, None].to(grid) for sign in (-1, 1))
+        grid[..., axis] = grid[..., axis].clamp(min=low, max=high)
     found = F.grid_sample(values.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return found.round().clamp(0, 255).to(torch.uint8) if pictures.dtype == torch.uint8 else found.to(pictures.dtype)
 

@@ -65,6 +65,12 @@ def crop(rows, x, y, size):
     height, width = len(rows), len(rows[0])
     middle = [min(max(value, size / 2), 1 - size / 2) for value in (x, y)]
 
+    def place(number, n, centre):
+        """Of a new pixel among the old ones: at least half a pixel inside of the part."""
+        found = (number + 0.5) / n * size + centre - size / 2
+        reach = max(size / 2 - 0.5 / n, 0.0)
+        return min(max(found, centre - reach), centre + reach) * n - 0.5
+
     def value(column, row):
         column, row = min(max(column, 0.0), width - 1.0), min(max(row, 0.0), height - 1.0)
         left, top = min(int(column), width - 2), min(int(row), height - 2)
@@ -74,12 +80,5 @@ def crop(rows, x, y, size):
         return (1 - b) * upper + b * lower
 
     return [
-        [
-            value(
-                ((i + 0.5) / width * size + middle[0] - size / 2) * width - 0.5,
-                ((j + 0.5) / height * size + middle[1] - size / 2) * height - 0.5,
-            )
-            for i in range(width)
-        ]
-        for j in range(height)
+        [value(place(i, width, middle[0]), place(j, height, middle[1])) for i in range(width)] for j in range(height)
     ]

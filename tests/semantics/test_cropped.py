@@ -76,3 +76,9 @@ def test_wrong_input() -> None:
     for wrong in (pictures[0], pictures[:, :2], pictures.long()):
         with pytest.raises(InputError, match="expected pictures"):
             crop_pictures(wrong)
+
+
+def test_what_is_outside_is_gone() -> None:
+    framed = torch.zeros(1, 3, 8, 8)
+    framed[:, :, 2:6, 2:6] = 0.5
+    assert crop_pictures(framed, size=0.5).unique().tolist() == [0.5]
