@@ -373,6 +373,33 @@ def sheet(one: Study, found: Found, path: Path) -> None:
     fig.savefig(path, dpi=80)
 
 
+def verdict(all_found: list[Found]) -> str:
+    """In words, where flagged latents undo more than half of the flips, and the most that random ones undo."""
+
+    def most(name: str | None) -> str:
+        there = []
+        for found in (found for found in all_found if found.off is not None):
+            assert found.off is not None
+            own = found.off.sets[-1] if name is None else name
+            undone = (
+                found.undone(found.off.winner_after[found.off.number(own)]) if own in found.off.sets else torch.zeros(0)
+            )
+            if float(undone.mean()) > 0.5:  # of nothing it is NaN, which is no more than half
+                there.append(f"{found.word} at block {found.block} ({100 * float(undone.mean()):.0f}%)")
+        return ", ".join(there) or "nowhere"
+
+    random = max(
+        float(found.undone(winner).mean())
+        for found in all_found
+        if found.off is not None
+        for winner in found.off.winner_control
+    )
+    return (
+        f"More than half of the flips are undone by the first three latents, the default: {most('3')}; by all that are flagged: "
+        f"{most(None)}. Random latents undo at most {100 * random:.0f}% anywhere."
+    )
+
+
 def section(one: Study, all_found: list[Found], command: str) -> str:
     """The section of the page."""
     with_flags = [found for found in all_found if found.off is not None]
@@ -399,11 +426,11 @@ control sets as many random active latents to zero, each near in worth to one of
 taken for without the word, of the held-out photos that the word flips; no longer: at least not the word. SAEs of all tokens, 4,096
 latents. In brackets the bootstrap interval of 95% over photos.
 
+{verdict(all_found)}{f" No latent passes for {', '.join(none)}." if none else ""}
+
 {table(["block", "word", "flipped", "latents off", "of them active in a photo", "undone", "undone, random", "no longer the word", "no longer, random", "worth of random / flagged"], effects)}
 
 ![flips undone](figures/real_flags.png)
-
-{f"No latent passes for {', '.join(none)}." if none else ""}
 
 Where the rise of the word's cosine goes, mean over the flipped held-out photos: through all latents together (put back to what they are
 without the word), through the SAE's error (put back likewise), and what setting all flagged latents to zero takes away; and the flips
