@@ -129,6 +129,10 @@ def main() -> None:
             group,
             crops,
         )
+    often = Counter(latent for row in attributions.top(3).latents.tolist() for latent in row)
+    flagged_latents = sorted({flag.latent for flag in flags.flags if flag.kind in ("polysemous", "compound noun")})
+    shared = "; ".join(f"latent {latent} is among the greatest three of {often[latent]} of the {len(own.labels)} words"
+                       for latent in flagged_latents)  # fmt: skip
     kinds = Counter(flag.kind for flag in flags.flags)
     header = ["word", "photos, larger group", "photos, smaller group", "separation", "greatest latents", "flags"]
     text = f"""
@@ -139,6 +143,7 @@ with COCO's annotations, or in brackets ImageNet's class. The directions are the
 COCO name has, the mean of the rows of ImageNet's classifier for all of their classes ({CLASSES}). Two groups: a separation of at least
 {senses.threshold:.3f}, from the controls. Latents: of the greatest share of the attributions, with the COCO name that is nearest to their decoder
 rows. {len(flags)} flags in all: {", ".join(f"{n} {kind}" for kind, n in kinds.items())}.
+Of the polysemous and compound flags: {shared or "there are none"}. A latent that many words share tells nothing of one word.
 
 {table(header, rows)}
 
