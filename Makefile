@@ -60,6 +60,8 @@ real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the fold
 	$(BIN)/python -m benchmarks.real_attribution --data $(REAL)
 	$(BIN)/python -m benchmarks.real_heads --data $(REAL)
 	$(BIN)/python -m benchmarks.real_spectrum --data $(REAL)
+	$(BIN)/python -m benchmarks.real_flags --data $(REAL)
+	$(BIN)/python -m benchmarks.real_flags_words --data $(REAL)
 
 flags: $(VENV)/.dev   ## trains five planted worlds, a quarter of an hour each on two cores, and measures flags against their keys
 	$(BIN)/python -m benchmarks.flags --seeds 101 102 103 104 105

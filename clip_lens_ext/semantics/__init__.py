@@ -3,6 +3,7 @@
 from clip_lens_ext.semantics.activity import LatentActivity
 from clip_lens_ext.semantics.alignment import align
 from clip_lens_ext.semantics.clarity import clarity
+from clip_lens_ext.semantics.cropped import crop_pictures
 from clip_lens_ext.semantics.crops import ReferenceCrops, crop_references
 from clip_lens_ext.semantics.drawn_text import draw_word, mask_boxes
 from clip_lens_ext.semantics.flag_results import Evidence, Flag, Flags
@@ -21,6 +22,8 @@ from clip_lens_ext.semantics.scorers import DecoderProjection, EmptyPrompt
 from clip_lens_ext.semantics.sense_results import PictureSenses
 from clip_lens_ext.semantics.soft_wpmi import SoftWPMI
 from clip_lens_ext.semantics.streaming import StreamingClarity, StreamingMonosemanticity
+from clip_lens_ext.semantics.switch_off import switch_off
+from clip_lens_ext.semantics.switched_off import SwitchedOff
 from clip_lens_ext.semantics.term_embeddings import TermEmbeddings
 from clip_lens_ext.semantics.vocabulary import Vocabulary
 from clip_lens_ext.semantics.word_senses import WordSenses, find_word_senses
@@ -48,6 +51,7 @@ __all__ = [
     "SoftWPMI",
     "StreamingClarity",
     "StreamingMonosemanticity",
+    "SwitchedOff",
     "TermEmbeddings",
     "Vocabulary",
     "WordNet",
@@ -55,6 +59,7 @@ __all__ = [
     "align",
     "clarity",
     "collect_references",
+    "crop_pictures",
     "crop_references",
     "draw_word",
     "embed_references",
@@ -68,4 +73,5 @@ __all__ = [
     "polysemanticity",
     "read_wordnet",
     "redundancy",
+    "switch_off",
 ]

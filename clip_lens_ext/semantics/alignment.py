@@ -18,6 +18,7 @@ from clip_lens_ext.semantics.reference_embeddings import ReferenceEmbeddings, em
 from clip_lens_ext.semantics.references import References
 from clip_lens_ext.semantics.scorers import DecoderProjection, Directions, EmptyPrompt, ScoreBlock
 from clip_lens_ext.semantics.soft_wpmi import SoftWPMI
+from clip_lens_ext.semantics.term_embeddings import TermEmbeddings
 from clip_lens_ext.semantics.vocabulary import Vocabulary
 from clip_lens_ext.towers.clip import HookedCLIP
 
@@ -28,7 +29,7 @@ Scorer = EmptyPrompt | DecoderProjection | SoftWPMI
 @torch.no_grad()
 def align(
     references: References | ReferenceEmbeddings,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | TermEmbeddings,
     judge: HookedCLIP,
     *,
     images: Any = None,
@@ -48,7 +49,7 @@ def align(
 
     Args:
         references: from `collect_references`, or `embed_references` of them, which several calls can share.
-        vocabulary: the terms.
+        vocabulary: the terms; for a judge without a text tower, embeddings of them from `TermEmbeddings.from_vectors`.
         judge: the CLIP that compares pictures with terms: the model itself, or another.
         images: the data that the references were collected from; needed for `References`, save by `"decoder"`.
         scorer: `"empty_prompt"`, `"soft_wpmi"`, `"decoder"`, or an `EmptyPrompt`, `SoftWPMI` or `DecoderProjection` of
@@ -87,18 +88,24 @@ def align(
     """
     if isinstance(n_labels, bool) or not isinstance(n_labels, int) or n_labels < 1:
         raise InputError(f"n_labels must be a positive integer, got {n_labels!r}")
-    if not isinstance(vocabulary, Vocabulary):
+    if not isinstance(vocabulary, Vocabulary | TermEmbeddings):
         raise InputError(f"vocabulary is a {type(vocabulary).__name__}: make one, as with Vocabulary.from_terms([...])")
+
+    def embedded() -> TermEmbeddings:
+        if isinstance(vocabulary, Vocabulary):
+            return vocabulary.embed(judge, cache_dir=cache_dir, progress=progress)
+        return _checked_terms(vocabulary, judge)
+
     chosen = _scorer(scorer, sae)
     directions: Directions | None = None
     if isinstance(chosen, DecoderProjection):
         _check_sae(chosen.sae, references, judge)
-        terms = vocabulary.embed(judge, cache_dir=cache_dir, progress=progress)
+        terms = embedded()
         n_references = (_places(references) >= 0).sum(dim=1)
         directions = chosen.directions(judge, references.hook_name)
     else:
         embeddings = _embedded(references, judge, images, k, preprocess, batch_size, progress)
-        terms = vocabulary.embed(judge, cache_dir=cache_dir, progress=progress)
+        terms = embedded()
         n_references = embeddings.n_references
         if isinstance(chosen, EmptyPrompt):
             directions = chosen.directions(embeddings, terms)
@@ -118,15 +125,26 @@ def align(
             bar.update(block.score.numel())
     provenance = {
         **references.provenance, "judge": judge.model_name, "judge_text_hash": terms.model_hash,
-        "vocabulary": vocabulary.fingerprint, "vocabulary_source": vocabulary.source, "versions": versions(),
+        "vocabulary": terms.vocabulary, "versions": versions(),
+        "vocabulary_source": vocabulary.source if isinstance(vocabulary, Vocabulary) else "embeddings",
     }  # fmt: skip
     return Alignment(
         chosen.name, chosen.unit, top.term, top.score.masked_fill(top.term < 0, torch.nan), n_references, terms.terms,
-        judge.model_name, vocabulary.fingerprint, references.hook_name, references.token_scope, chosen.settings(),
+        judge.model_name, terms.vocabulary, references.hook_name, references.token_scope, chosen.settings(),
         provenance, None if directions is None else directions.unit.masked_fill(~defined[:, None], torch.nan),
         None if directions is None else directions.baseline.masked_fill(~defined, torch.nan),
         None if directions is None else terms.vectors.to(directions.unit),
     )  # fmt: skip
+
+
+def _checked_terms(terms: TermEmbeddings, judge: HookedCLIP) -> TermEmbeddings:
+    width = judge.vision.cfg.d_embed
+    if terms.model != judge.model_name or terms.vectors.shape[1] != width:
+        raise InputError(
+            f"the terms were embedded by {terms.model!r} as {terms.vectors.shape[1]} numbers, and the judge is "
+            f"{judge.model_name!r} with {width}: both have to be one model"
+        )
+    return terms
 
 
 def _scorer(scorer: str | Scorer, sae: SAE | None) -> Scorer:

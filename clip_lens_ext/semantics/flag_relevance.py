@@ -11,6 +11,7 @@ from torch import Tensor
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.semantics.flag_results import Evidence, Flag
 from clip_lens_ext.semantics.labels import Alignment
+from clip_lens_ext.semantics.prompts import Target
 
 
 class Attributions(Protocol):
@@ -34,20 +35,6 @@ class Attributions(Protocol):
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Model, SAE hash, ..."""
-        ...
-
-
-class Target(Protocol):
-    """The prompts and their embeddings, as `text_target` gives them."""
-
-    @property
-    def vectors(self) -> Tensor:
-        """`[target d_embed]`."""
-        ...
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The prompts."""
         ...
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import versions
 from clip_lens_ext.semantics.flag_artifact import artifact_flags, edit_kinds, unaligned_flags
-from clip_lens_ext.semantics.flag_relevance import Attributions, Relevance, Target
+from clip_lens_ext.semantics.flag_relevance import Attributions, Relevance
 from clip_lens_ext.semantics.flag_results import KINDS, Evidence, Flag, Flags, plain
 from clip_lens_ext.semantics.flag_senses import CONTROL, MIXED, compound_flags, other_sense_flags, polysemous_flags
 from clip_lens_ext.semantics.flag_typographic import typographic_flags
 from clip_lens_ext.semantics.intervention_effects import InterventionEffects
 from clip_lens_ext.semantics.labels import Alignment
+from clip_lens_ext.semantics.prompts import Target
 from clip_lens_ext.semantics.reference_embeddings import ReferenceEmbeddings
 from clip_lens_ext.semantics.references import References
 from clip_lens_ext.semantics.sense_results import PictureSenses

@@ -21,7 +21,8 @@ from clip_lens_ext.provenance import fingerprint, versions
 from clip_lens_ext.saes.codes import codes_of
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.intervention_effects import UNTOUCHED, InterventionEffects
-from clip_lens_ext.semantics.through_latents import Through, cosines, through_latents
+from clip_lens_ext.semantics.prompts import Target, embedded_prompts
+from clip_lens_ext.semantics.through_latents import Through, cosines, tail, through_latents
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 
@@ -77,7 +78,7 @@ class _Seen(NamedTuple):
 def measure_interventions(
     clip: HookedCLIP,
     sae: SAE,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str] | Target,
     interventions: Intervention | Sequence[Intervention],
     *,
     n_prompts: int = 2,
@@ -97,7 +98,8 @@ def measure_interventions(
     Args:
         clip: the model.
         sae: an SAE of the vision tower.
-        prompts: what is predicted.
+        prompts: what is predicted: texts, or a `Target` of directions, such as `direction_target(vectors,
+            labels=names)` for a model without a text tower.
         interventions: one or several, of at least two pairs each.
         n_prompts: of how many prompts, those of the greatest change, the way through latents is measured; prompts that
             hold the subject as a word come first and always count.
@@ -130,25 +132,26 @@ def measure_interventions(
         True
     """
     edits = [interventions] if isinstance(interventions, Intervention) else list(interventions)
-    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    _check(edits, texts, batch_size)
+    _check(edits, batch_size)
+    vectors, texts = embedded_prompts(clip, prompts)
     tower = clip.vision
     name = sae_hook_name(tower, sae, hook_name)
-    vectors = clip.embed_texts(list(texts), normalize=True)
     scope = token_scope or sae.cfg.metadata.token_scope
-    known: dict[int, _Seen] = {}
+    known: dict[int, tuple[_Seen, Tensor]] = {}
 
-    def seen(x: Tensor) -> _Seen:
-        latents, predictions = [], []
+    def seen(x: Tensor) -> tuple[_Seen, Tensor]:
+        # The activation has about as many numbers as the pictures that the caller holds: it is not computed again.
+        latents, predictions, activations = [], [], []
         for some in x.split(batch_size):
             activation = tower.run_to(some.to(tower.cfg.device, tower.cfg.dtype), name)
             positions = TokenPositions(scope or default_scope(activation), None, tower.n_prefix)
             codes = codes_of(sae, activation, positions, hook_name=name)
             latents.append(codes.dense().amax(dim=1).clamp(min=0).double().cpu())
-            predictions.append(cosines(tower.run_from(name, activation), vectors).double().cpu())
-        return _Seen(torch.cat(latents), torch.cat(predictions))
+            predictions.append(cosines(tail(tower, name, activation), vectors).double().cpu())
+            activations.append(activation.to(x.device))
+        return _Seen(torch.cat(latents), torch.cat(predictions)), torch.cat(activations)
 
-    def seen_once(x: Tensor) -> _Seen:
+    def seen_once(x: Tensor) -> tuple[_Seen, Tensor]:
         # Many words are drawn on the same neutral pictures: those are looked at once.
         if id(x) not in known:
             known[id(x)] = seen(x)
@@ -159,18 +162,18 @@ def measure_interventions(
     found: list[Through] = []
     with tqdm(total=len(edits), desc="interventions", unit="edit", disable=not progress) as bar:
         for edit in edits:
-            before, after_pictures = seen_once(edit.before), edit.pictures(edit.after)
-            after = seen(after_pictures)
+            before, old = seen_once(edit.before)
+            after, new = seen(edit.pictures(edit.after))
             chosen = _chosen(edit, texts, before.prediction, after.prediction, n_prompts)
             found += through_latents(
-                tower, sae, edit.before, after_pictures, vectors[chosen], hook_name=name, token_scope=scope,
+                tower, sae, old, new, vectors[chosen], hook_name=name, token_scope=scope,
                 n_latents=n_latents, batch_size=batch_size, row=len(rows), prompts=chosen,
             )  # fmt: skip
             rows.append((edit.name, edit.kind, edit.subject, UNTOUCHED))
             pairs.append((before, after))
             for label, control in edit.controls.items():
                 rows.append((edit.name, edit.kind, edit.subject, label))
-                pairs.append((seen(edit.pictures(control)), after))
+                pairs.append((seen(edit.pictures(control))[0], after))
             bar.update()
     names, kinds, subjects, against = zip(*rows, strict=True)
     parts = {
@@ -194,9 +197,9 @@ def measure_interventions(
     )  # fmt: skip
 
 
-def _check(edits: list[Intervention], texts: tuple[str, ...], batch_size: int) -> None:
-    if not edits or not texts or batch_size < 1:
-        raise InputError("there is nothing to measure: at least one intervention, one prompt and one picture a batch")
+def _check(edits: list[Intervention], batch_size: int) -> None:
+    if not edits or batch_size < 1:
+        raise InputError("there is nothing to measure: at least one intervention and one picture a batch are needed")
     names = [edit.name for edit in edits]
     if len(set(names)) < len(names):
         raise InputError(f"two interventions are called {next(name for name in names if names.count(name) > 1)!r}")

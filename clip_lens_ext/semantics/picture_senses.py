@@ -16,6 +16,7 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import versions
 from clip_lens_ext.saes.codes import codes_of
 from clip_lens_ext.saes.splice import sae_hook_name
+from clip_lens_ext.semantics.prompts import Target, embedded_prompts
 from clip_lens_ext.semantics.sense_results import PictureSenses
 from clip_lens_ext.semantics.through_latents import cosines
 from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
@@ -28,7 +29,7 @@ def find_picture_senses(
     clip: HookedCLIP,
     images: Any,
     sae: SAE,
-    names: Sequence[str],
+    names: Sequence[str] | Target,
     *,
     template: str = "a photo of a {}",
     n: int = 80,
@@ -52,8 +53,10 @@ def find_picture_senses(
         clip: the model.
         images: pictures without labels, as `clip_lens_ext.data.image_batches` takes them, to be read by position.
         sae: an SAE of the vision tower.
-        names: what the prompts are about, at least four; each once.
-        template: with one `{}` for the name.
+        names: what the prompts are about, at least four; each once. A `Target` of directions, such as
+            `direction_target(vectors, labels=names)`, for a model without a text tower: its labels are the names and
+            the prompts, and the single words of a name are looked at where they are names too.
+        template: with one `{}` for the name; not used with a `Target`.
         n: pictures of a prompt: about as many as show one thing.
         n_dims: directions in which groups are looked for.
         n_controls: random pairs of prompts.
@@ -83,11 +86,10 @@ def find_picture_senses(
         The rule is a candidate: Dreyer et al., arXiv 2505.20229, report polysemous words and compound nouns, and no
         rule that finds them.
     """
-    _check(names, template, n, n_dims, n_controls)
-    parts = [(place, word) for place, name in enumerate(names) for word in name.split() if len(name.split()) > 1]
-    texts = tuple(dict.fromkeys((*names, *(word for _, word in parts))))
-    prompts = tuple(template.replace("{}", text) for text in texts)
-    vectors = clip.embed_texts(list(prompts), normalize=True)
+    asked = _asked(names, template)
+    _check(asked.names, n, n_dims, n_controls)
+    vectors = embedded_prompts(clip, names if isinstance(names, Target) else asked.prompts).vectors
+    names, texts, prompts, parts = asked
     tower = clip.vision
     name = sae_hook_name(tower, sae, hook_name)
     scope = token_scope or sae.cfg.metadata.token_scope
@@ -141,11 +143,29 @@ def find_picture_senses(
     )  # fmt: skip
 
 
-def _check(names: Sequence[str], template: str, n: int, n_dims: int, n_controls: int) -> None:
-    if isinstance(names, str) or len(names) < 4 or len(set(names)) < len(names):
+class _Asked(NamedTuple):
+    """What is looked for: names, texts (the names and single words of them), their prompts, and whose word each is."""
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    prompts: tuple[str, ...]
+    parts: list[tuple[int, str]]
+
+
+def _asked(names: Sequence[str] | Target, template: str) -> _Asked:
+    if isinstance(names, str) or template.count("{}") != 1:
+        raise InputError(f"names are a list, and a template has one {{}} for the name; got {names!r} and {template!r}")
+    given = tuple(names.labels) if isinstance(names, Target) else tuple(names)
+    parts = [(place, word) for place, name in enumerate(given) for word in name.split() if len(name.split()) > 1]
+    if isinstance(names, Target):
+        return _Asked(given, given, given, [(place, word) for place, word in parts if word in given])
+    texts = tuple(dict.fromkeys((*given, *(word for _, word in parts))))
+    return _Asked(given, texts, tuple(template.replace("{}", text) for text in texts), parts)
+
+
+def _check(names: tuple[str, ...], n: int, n_dims: int, n_controls: int) -> None:
+    if len(names) < 4 or len(set(names)) < len(names):
         raise InputError("names are at least four, each once: directions come from the pictures of the other prompts")
-    if template.count("{}") != 1:
-        raise InputError(f"a template has one {{}} for the name, and not so {template!r}")
     if n < 4 or n_dims < 1 or n_controls < 1:
         raise InputError(f"n must be at least 4, n_dims and n_controls at least 1, got {n}, {n_dims} and {n_controls}")
 

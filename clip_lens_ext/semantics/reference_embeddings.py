@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -10,13 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
-from clip_lens_ext.data import ImageBatch, ImageBatches, Preprocess, image_batches
+from clip_lens_ext.data import ImageBatch, Preprocess, image_batches
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.passes import run_pass
+from clip_lens_ext.provenance import fingerprint
 from clip_lens_ext.result_files import load_result, save_result
+from clip_lens_ext.semantics.embedding_pass import EmbeddedBatch, EmbeddingAccumulator, WantedBatches
 from clip_lens_ext.semantics.references import References
 from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.tower import HookedTower
 
 
@@ -135,6 +139,8 @@ def embed_references(
     k: int | None = None,
     preprocess: Preprocess | None = None,
     batch_size: int = 64,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
     progress: bool = True,
 ) -> ReferenceEmbeddings:
     """Embed the references of every latent with a judge; each sample once.
@@ -148,13 +154,16 @@ def embed_references(
         k: only the first `k` references of each latent; None: all that were kept.
         preprocess: instead of the judge's own.
         batch_size: samples in a batch.
+        checkpoint: a file; a pass that was interrupted goes on from it, and gives what an uninterrupted one gives.
+        checkpoint_every: batches between two writes.
         progress: draw a bar.
 
     Returns:
         `ReferenceEmbeddings` on the CPU; half precision becomes float32.
 
     Raises:
-        InputError: `k` is out of range, the images are not those of the references, or the judge cannot read them.
+        InputError: `k` is out of range, the images are not those of the references, the judge cannot read them, or the
+            checkpoint is of another pass.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -172,29 +181,28 @@ def embed_references(
     sample = wanted[wanted >= 0].unique()
     if len(sample) == 0:
         raise InputError("no latent has a reference: nothing in the data activates this SAE")
-    batches = image_batches(images, preprocess=preprocess or judge.preprocess, batch_size=batch_size)
     number_of = dict(zip(references.indexes[sample].tolist(), range(len(sample)), strict=True))
-    vectors: Tensor | None = None
-    missing = set(number_of)
-    tower = ""
-    with tqdm(total=len(sample), desc="embedding references", unit="image", disable=not progress) as bar:
-        for batch in _batches_with(batches, sorted(number_of)):
-            chosen = [place for place, index in enumerate(batch.indexes) if index in missing]
-            if not chosen:
-                continue
-            rows = [number_of[batch.indexes[place]] for place in chosen]
-            for place, row in zip(chosen, rows, strict=True):
-                _check_name(references.names[int(sample[row])], batch.names[place])
-            found = _embed(judge, batch.pixels[chosen], references)
-            tower = "vision" if batch.pixels.is_floating_point() else "text"
-            vectors = found.new_empty(len(sample), found.shape[1]) if vectors is None else vectors
-            vectors[rows] = found
-            missing -= {batch.indexes[place] for place in chosen}
-            bar.update(len(chosen))
-            if not missing:
-                break
-    if missing or vectors is None:
-        first = references.names[int(sample[number_of[min(missing)]])]
+    batches = WantedBatches(
+        image_batches(images, preprocess=preprocess or judge.preprocess, batch_size=batch_size), sorted(number_of)
+    )
+
+    def step(batch: ImageBatch) -> EmbeddedBatch:
+        chosen = [place for place, index in enumerate(batch.indexes) if index in number_of]
+        rows = [number_of[batch.indexes[place]] for place in chosen]
+        for place, row in zip(chosen, rows, strict=True):
+            _check_name(references.names[int(sample[row])], batch.names[place])
+        tower = "vision" if batch.pixels.is_floating_point() else "text"
+        vectors = _embed(judge, batch.pixels[chosen], references) if chosen else torch.zeros(0, 0)
+        return EmbeddedBatch(torch.tensor(rows, dtype=torch.int64), vectors, tower)
+
+    found = EmbeddingAccumulator(len(sample))
+    settings = {} if checkpoint is None else _settings(references, judge, sample, batch_size)
+    run_pass(batches, step, found, checkpoint=checkpoint, checkpoint_every=checkpoint_every, settings=settings,
+             description="embedding references", progress=progress)  # fmt: skip
+    vectors = found.vectors
+    if vectors is None or not bool(found.done.all()):
+        missing = (~found.done).nonzero().flatten()
+        first = references.names[int(sample[missing[references.indexes[sample[missing]].argmin()]])]
         why = {skip.name: skip.reason for skip in batches.skipped}
         reasons = f" ({'; '.join(f'{name}: {reason}' for name, reason in list(why.items())[:3])})" if why else ""
         raise InputError(
@@ -202,7 +210,7 @@ def embed_references(
             "pass the data that collect_references read, in the same order"
         )
     row = torch.where(wanted >= 0, torch.searchsorted(sample, wanted.contiguous()), -1)
-    provenance = {**references.provenance, "judge": judge.model_name, "judge_tower": tower}
+    provenance = {**references.provenance, "judge": judge.model_name, "judge_tower": found.tower}
     activity = references.activity
     lowest = torch.where(activity.n_active < activity.n_samples, 0.0, activity.least)
     return ReferenceEmbeddings(
@@ -211,20 +219,14 @@ def embed_references(
     )  # fmt: skip
 
 
-def _batches_with(batches: ImageBatches, indexes: list[int]) -> Iterator[ImageBatch]:
-    """The samples at some positions, and perhaps others: data that are a stream can only be read from the start."""
-    n = batches.n_samples
-    if n is not None and indexes[-1] >= n:
-        raise InputError(
-            f"the references were collected from at least {indexes[-1] + 1} samples, and these images are {n}"
-        )
-    try:
-        chosen = batches.select(indexes)
-    except InputError:  # a stream
-        yield from batches
-    else:
-        yield from chosen
-        batches.skipped[:] = chosen.skipped
+def _settings(references: References, judge: HookedCLIP, sample: Tensor, batch_size: int) -> dict[str, Any]:
+    """By which two passes are the same pass."""
+    towers = {"vision": judge.vision, "text": judge.text}
+    return {
+        "judge": judge.model_name, "batch_size": batch_size, "samples": fingerprint(sample),
+        "references": {name: references.provenance.get(name) for name in ("model", "sae_sha256", "data_fingerprint")},
+        **{f"{name}_sha256": None if tower is None else tower_sha256(tower) for name, tower in towers.items()},
+    }  # fmt: skip
 
 
 def _embed(judge: HookedCLIP, pixels: Tensor, references: References) -> Tensor:

@@ -80,7 +80,16 @@ class EmptyPrompt:
         return {"mean": self.mean}
 
     def directions(self, embeddings: ReferenceEmbeddings, terms: TermEmbeddings) -> Directions:
-        """The mean embedding of each latent, and its cosine with the empty prompt."""
+        """The mean embedding of each latent, and its cosine with the empty prompt.
+
+        Raises:
+            InputError: the terms came without an embedding of the empty prompt.
+        """
+        if terms.empty is None:
+            raise InputError(
+                "the scorer 'empty_prompt' compares with the empty prompt, and these terms came without it: pass "
+                "TermEmbeddings.from_vectors(..., empty=...), or another scorer"
+            )
         mean = embeddings.mean(normalize=self.mean == "unit")
         length = embeddings.vectors.norm(dim=1) if self.mean == "raw" else embeddings.vectors.new_ones(1)
         own = length.expand(len(embeddings.vectors))[embeddings.row.clamp(min=0)]

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ class TermEmbeddings:
 
     Attributes:
         vectors: of unit length, `[term d_embed]`.
-        empty: of the empty prompt, of unit length, `[d_embed]`.
+        empty: of the empty prompt, of unit length, `[d_embed]`; None where it is not known.
         terms: one per row.
         templates: the embedding of a term is the normalised mean of its normalised prompts.
         model: name of the model.
@@ -46,7 +47,7 @@ class TermEmbeddings:
     """
 
     vectors: Tensor
-    empty: Tensor
+    empty: Tensor | None
     terms: tuple[str, ...]
     templates: tuple[str, ...]
     model: str
@@ -59,6 +60,40 @@ class TermEmbeddings:
 
     def __repr__(self) -> str:
         return f"TermEmbeddings({len(self)} terms, {len(self.templates)} templates, by {self.model!r})"
+
+    @classmethod
+    def from_vectors(
+        cls, vectors: Tensor, terms: Sequence[str], *, model: str, empty: Tensor | None = None
+    ) -> TermEmbeddings:
+        """Text embeddings from elsewhere, for a judge without a text tower.
+
+        Args:
+            vectors: of the terms, of any length but zero, `[term d_embed]`.
+            terms: one per row, each once.
+            model: name of the model that embedded them: that of the judge.
+            empty: the same model's embedding of the empty prompt, `[d_embed]`; the scorer `"empty_prompt"` needs it.
+
+        Raises:
+            InputError: shapes that do not fit, a term twice, or a vector that is zero or not finite.
+
+        Example:
+            >>> TermEmbeddings.from_vectors(2 * torch.eye(3), ["duck", "bow", "crane"], model="elsewhere").vectors[0]
+            tensor([1., 0., 0.])
+        """
+        names = tuple(terms)
+        rows = [vectors] if empty is None else [vectors, empty[None]]
+        if vectors.dim() != 2 or len(names) != len(vectors) or any(row.shape[1:] != vectors.shape[1:] for row in rows):
+            raise InputError(
+                f"expected vectors [term d_embed], a name for each, and of the empty prompt [d_embed]; got "
+                f"{[list(row.shape) for row in rows]} and {len(names)} names"
+            )
+        if not names or len(set(names)) < len(names):
+            raise InputError("at least one term is needed, and each once")
+        unit = _normalised(vectors.detach(), names)
+        at_empty = None if empty is None else _normalised(empty.detach()[None], ["(the empty prompt)"])[0].to(unit)
+        content = _content(unit) if at_empty is None else _content(unit, at_empty)
+        fingerprint = hashlib.sha256("\n".join((*names, content)).encode()).hexdigest()
+        return cls(unit, at_empty, names, ("{}",), model, content, fingerprint, {"versions": versions()})
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file."""
@@ -74,7 +109,7 @@ class TermEmbeddings:
         parts = read_parts(path, _KIND)
         content = parts.fields.pop("content", None)  # in files of before: the hash of the vectors alone
         found = put_together(cls, parts, path, fits=lambda found: len(found.vectors) == len(found.terms))
-        if content not in (None, _content(found.vectors, found.empty)):
+        if content is not None and (found.empty is None or content != _content(found.vectors, found.empty)):
             raise not_written(path, _KIND, "its content is not what was written")
         return found
 
@@ -145,6 +180,7 @@ def _stale(found: TermEmbeddings, vocabulary: Vocabulary, clip: HookedCLIP, mode
     step = max(1, len(vocabulary) // _PROBES)
     probes = range(0, len(vocabulary), step)[:_PROBES]
     fresh = torch.cat([_embed(vocabulary, clip, [vocabulary.terms[i] for i in probes]), _embed_empty(vocabulary, clip)])
+    assert found.empty is not None  # what this wrote has one
     kept = torch.cat([found.vectors[list(probes)], found.empty[None]])
     if fresh.shape != kept.shape:
         return f"they have {kept.shape[1]} numbers, the model's {fresh.shape[1]}"

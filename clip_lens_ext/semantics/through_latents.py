@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip_lens_ext.saes.decoder import check_decoder, check_reconstructs, decoder_rows, output_scale
+from clip_lens_ext.towers.pooled_tail import can_run_pooled, run_pooled
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 from clip_lens_ext.towers.tower import HookedTower
 
@@ -20,6 +21,13 @@ def cosines(embedding: Tensor, vectors: Tensor) -> Tensor:
     # A change is a difference of two of them, of which three digits would leave nothing.
     embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
     return F.normalize(embedding, dim=-1) @ vectors.to(embedding.dtype).T
+
+
+def tail(tower: HookedTower, hook_name: str, activation: Tensor) -> Tensor:
+    """The embedding from the activation at a hook; of the last block at the pooled token alone, where that is all."""
+    if can_run_pooled(tower, hook_name):
+        return run_pooled(tower, hook_name, activation)
+    return tower.run_from(hook_name, activation)
 
 
 class Through(NamedTuple):
@@ -55,7 +63,7 @@ def through_latents(
     Args:
         tower: the vision tower.
         sae: its SAE.
-        before, after: the pairs, `[pair 3 height width]`.
+        before, after: activations of the pairs at the hook, `[pair token d_model]` or `[pair d]`.
         vectors: of the prompts, of unit length, `[prompt d_embed]`.
         hook_name, token_scope: where the SAE reads.
         n_latents: how many latents for each prompt.
@@ -68,7 +76,7 @@ def through_latents(
         for first, second in batches:
             yield _Pair(tower, sae, first, second, hook_name, token_scope)
 
-    # A single batch is held; of several, only one is held at a time, and read twice.
+    # A single batch is held; of several, only one is held at a time, and encoded twice: dense latents are wide.
     source = list(pairs()) if len(batches) == 1 else None
     mean = torch.cat([pair.first_order(vectors) for pair in source or pairs()], dim=1).mean(dim=1)
     tried = [[int(j) for j in line.abs().topk(min(n_latents, len(line))).indices if line[j] != 0] for line in mean]
@@ -96,9 +104,10 @@ class _Pair:
     ) -> None:
         check_reconstructs(sae)
         self.tower, self.sae, self.hook_name = tower, sae, hook_name
+        self.prediction: Tensor | None = None
         cfg = tower.cfg
         with torch.no_grad():
-            old, self.activation = (tower.run_to(x.to(cfg.device, cfg.dtype), hook_name) for x in (before, after))
+            old, self.activation = before.to(cfg.device), after.to(cfg.device)
             self.positions = TokenPositions(scope or default_scope(old), None, tower.n_prefix)
             self.old = sae.encode(self.positions.take(old))
             taken = self.positions.take(self.activation)
@@ -111,7 +120,7 @@ class _Pair:
             self.scale = output_scale(sae, rows.to(sae.dtype)).reshape(*taken.shape[:-1], 1)
 
     def _predict(self, activation: Tensor, vectors: Tensor) -> Tensor:
-        return cosines(self.tower.run_from(self.hook_name, activation), vectors)
+        return cosines(tail(self.tower, self.hook_name, activation), vectors)
 
     def first_order(self, vectors: Tensor) -> Tensor:
         """`[prompt pair d_sae]`."""
@@ -119,7 +128,9 @@ class _Pair:
         decoder = decoder_rows(self.sae, torch.arange(self.sae.cfg.d_sae, device=self.new.device)).detach()
         with torch.enable_grad():
             activation = self.activation.detach().requires_grad_()
-            prediction = self._predict(activation, vectors).sum(dim=0)
+            predictions = self._predict(activation, vectors)
+            self.prediction = predictions.detach()  # of the untouched pair: `put_back` compares every latent with it
+            prediction = predictions.sum(dim=0)
             for place in range(len(vectors)):
                 (gradient,) = torch.autograd.grad(prediction[place], activation, retain_graph=True)
                 at_tokens = self.positions.take(gradient)
@@ -134,5 +145,6 @@ class _Pair:
         moved = (self.old - self.new)[..., latent, None] * self.scale * decoder_rows(self.sae, torch.tensor([latent]))
         taken = self.positions.take(self.activation)
         activation = self.positions.put(self.activation, taken + moved.to(taken.dtype))
-        difference = self._predict(self.activation, vectors) - self._predict(activation, vectors)
-        return difference.double().cpu()
+        if self.prediction is None:
+            self.prediction = self._predict(self.activation, vectors)
+        return (self.prediction - self._predict(activation, vectors)).double().cpu()

@@ -22,6 +22,7 @@ from clip_lens_ext.semantics import (
     ReferenceEmbeddings,
     References,
     SoftWPMI,
+    TermEmbeddings,
     Vocabulary,
     align,
     collect_references,
@@ -393,3 +394,44 @@ def test_what_does_not_go_together(
         SoftWPMI(first=0.5, last=0.9)
     with pytest.raises(InputError, match="logarithm of 0"):
         SoftWPMI(first=1.0, floor=0.0)
+
+
+@pytest.mark.parametrize("scorer", ["empty_prompt", "soft_wpmi", "decoder"])
+def test_embeddings_from_elsewhere_stand_for_a_vocabulary(
+    clip: HookedCLIP, embeddings: ReferenceEmbeddings, vocabulary: Vocabulary, sae: Any, scorer: Any
+) -> None:
+    own = vocabulary.embed(clip, progress=False)
+    given = TermEmbeddings.from_vectors(5 * own.vectors, own.terms, model=clip.model_name, empty=2 * own.empty)
+    found = run(embeddings, given, clip, scorer=scorer, sae=sae)
+    expected = run(embeddings, vocabulary, clip, scorer=scorer, sae=sae)
+    assert torch.equal(found.term, expected.term)
+    torch.testing.assert_close(found.score, expected.score, rtol=0, atol=EXACT, equal_nan=True)
+    assert (found.terms, found.provenance["vocabulary_source"]) == (expected.terms, "embeddings")
+
+
+def test_embeddings_from_elsewhere_are_checked(
+    clip: HookedCLIP, embeddings: ReferenceEmbeddings, sae: Any, tmp_path: Path
+) -> None:
+    vectors = torch.eye(20, dtype=torch.float64)[:3]
+    bare = TermEmbeddings.from_vectors(vectors, ["a", "b", "c"], model=clip.model_name)
+    assert run(embeddings, bare, clip, scorer="decoder", sae=sae).terms == ("a", "b", "c")
+    with pytest.raises(InputError, match="came without it"):
+        run(embeddings, bare, clip)
+    with pytest.raises(InputError, match="one model"):
+        run(embeddings, replace(bare, model="other"), clip)
+    for rows, terms, empty, message in [
+        (vectors, ["a", "b"], None, "a name for each"),
+        (vectors, ["a", "b", "b"], None, "each once"),
+        (vectors, ["a", "b", "c"], vectors[0, :4], "a name for each"),
+        (vectors * 0, ["a", "b", "c"], None, "zero or not finite"),
+        (vectors, ["a", "b", "c"], vectors[0] * torch.nan, "zero or not finite"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            TermEmbeddings.from_vectors(rows, terms, model="m", empty=empty)
+    other = TermEmbeddings.from_vectors(vectors.flip(0), ["a", "b", "c"], model=clip.model_name)
+    assert len({bare.vocabulary, other.vocabulary}) == 2
+    for terms in (bare, TermEmbeddings.from_vectors(vectors, ["a", "b", "c"], model="m", empty=vectors[0])):
+        terms.save(tmp_path / "terms")
+        loaded = TermEmbeddings.load(tmp_path / "terms")
+        assert torch.equal(loaded.vectors, terms.vectors)
+        assert (loaded.empty is None) == (terms.empty is None)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from oracles import flags as oracle
 from torch import Tensor
 
+from clip_lens_ext.attribution import direction_target
 from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.semantics import PictureSenses, Sense, find_picture_senses, find_word_senses
 from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
@@ -184,3 +185,15 @@ def test_senses_of_the_words_of_prompts(clip: HookedCLIP) -> None:
     for prompts, n in ((["a bat"], 1), ([], 6), ("a bat", 6)):
         with pytest.raises(InputError, match="at least one prompt"):
             find_word_senses(prompts, BAT, clip, n_senses=n)
+
+
+def test_a_target_stands_for_names(clip: HookedCLIP, pixels: Tensor, sae: Any, senses: PictureSenses) -> None:
+    with torch.no_grad():
+        vectors = clip.embed_texts(list(senses.prompts[:5]))
+    target = direction_target(vectors, labels=NAMES)
+    found = find_picture_senses(clip, pixels, sae, target, n=8, n_dims=3, n_controls=5, batch_size=7, progress=False)
+    assert found.prompts == found.texts == found.names == tuple(NAMES)
+    assert (found.part_of.tolist(), found.part_words) == ([2], ("stool",))  # "paper" has no direction here
+    assert torch.equal(found.sample, senses.sample[:5])
+    assert torch.equal(found.group, senses.group[:5])
+    torch.testing.assert_close(found.part_separation, senses.part_separation[1:], rtol=1e-9, atol=1e-12)

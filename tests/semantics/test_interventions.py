@@ -13,6 +13,7 @@ from oracles import flags as oracle
 from torch import Tensor
 from torch.nn import functional as F
 
+from clip_lens_ext.attribution import direction_target
 from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.saes import encode
 from clip_lens_ext.semantics import (
@@ -132,7 +133,9 @@ def test_batches_and_the_number_of_edits_do_not_matter(
     rows = [effects.row("draw", against) for against in ("untouched", "flip", "dim")]
     torch.testing.assert_close(alone.prediction_change, effects.prediction_change[rows], **TIGHT)
     torch.testing.assert_close(alone.latent_error, effects.latent_error[rows], **TIGHT)
-    assert alone.through(0, "a crane").keys() == effects.through(rows[0], "a crane").keys()
+    one, other = alone.through(0, "a crane"), effects.through(rows[0], "a crane")
+    assert one.keys() == other.keys()
+    torch.testing.assert_close(list(one.values()), list(other.values()), **TIGHT)
 
 
 def test_saved_and_loaded(effects: InterventionEffects, tmp_path: Path) -> None:
@@ -241,3 +244,42 @@ def test_wrong_pictures_to_draw_on() -> None:
         mask_boxes(grey, torch.tensor([[4, 4, 9, 6]]))
     with pytest.raises(InputError, match="boxes"):
         mask_boxes(grey, torch.zeros(2, 4))
+
+
+def test_a_target_stands_for_texts(clip: HookedCLIP, pixels: Tensor, sae: Any, effects: InterventionEffects) -> None:
+    with torch.no_grad():
+        vectors = 3 * clip.embed_texts(PROMPTS)  # of any length
+    target = direction_target(vectors, labels=PROMPTS)
+    found = measure_interventions(clip, sae, target, edits(pixels), n_latents=3, batch_size=2, progress=False)
+    assert found.prompts == tuple(PROMPTS)
+    torch.testing.assert_close(found.prediction_change, effects.prediction_change, **TIGHT)
+    assert torch.equal(found.through_latent, effects.through_latent)
+    fine = edits(pixels)[0]
+    for wrong, message in [
+        (direction_target(torch.ones(1, 3)), "of the same model"),
+        (direction_target(vectors, cosine=False), "inner product"),
+        ([], "no prompt"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            measure_interventions(clip, sae, wrong, fine, progress=False)
+
+
+def test_the_latents_tried_are_those_of_the_greatest_estimate(
+    clip: HookedCLIP, pixels: Tensor, sae: Any, effects: InterventionEffects
+) -> None:
+    hook, signs = sae.cfg.metadata.hook_name, set()
+    with torch.no_grad():
+        text = F.normalize(clip.native.encode_text(clip.tokenize(PROMPTS)), dim=-1)
+        old = encode(clip.vision, pixels[:5], sae).dense()
+    for name, after in (("shift", edits(pixels)[0].after), ("draw", darker(pixels[:5]))):
+        row, new = effects.row(name), encode(clip.vision, after, sae).dense()
+        for place in set(effects.through_prompt[effects.through_row == row].tolist()):
+            activation = clip.vision.run_to(after, hook).detach().requires_grad_()
+            embedding = clip.vision.run_from(hook, activation)
+            (gradient,) = torch.autograd.grad((F.normalize(embedding, dim=-1) @ text[place]).sum(), activation)
+            moved = [(new - old)[:, :, latent, None] * sae.W_dec[latent].detach() for latent in range(37)]
+            estimate = torch.stack([(one * gradient[:, 1:]).sum() / 5 for one in moved])
+            tried = effects.through(row, PROMPTS[place])
+            assert set(tried) == set(estimate.abs().topk(3).indices.tolist())
+            signs |= {float(estimate[latent]) > 0 for latent in tried}
+    assert signs == {True, False}  # a great fall is tried as well as a great rise
