@@ -184,7 +184,7 @@ def _spectrum(axes: Axes, splits: tuple[NoiseSplit, ...], sources: list[Covarian
         )  # fmt: skip
     axes.set_xlabel("direction, greatest variance first", fontsize=8.5, color=SOFT)
     axes.set_ylabel("variance", fontsize=8.5, color=SOFT)
-    axes.legend(fontsize=7, frameon=False, labelcolor=SOFT, loc="lower left")
+    axes.legend(fontsize=7, framealpha=0.9, edgecolor="none", labelcolor=SOFT, loc="lower left")
     _plain(axes)
 
 
