@@ -25,7 +25,7 @@ import clip_lens_ext as cle
 from benchmarks.page import PAGE, table, write_section
 from benchmarks.real_saes import all_token_saes, read_embeddings, real_tower
 from benchmarks.timing import machine
-from clip_lens_ext.attribution.bootstrap import bootstrap_intervals
+from clip_lens_ext.bootstrap import bootstrap_intervals
 from clip_lens_ext.result_files import read_parts, write_parts
 
 WORDS = {"train": "vowel", "cat": "why", "pizza": "maxim"}  # and a word of as many letters that names no COCO thing

@@ -63,7 +63,8 @@ def plot_spectrum(
     widths = {split.d for split in given} | {source.d for source in sources}
     if not given or len(widths) > 1:
         raise InputError("splits and covariances of one space are needed")
-    page = _page(path, 11.0 if text is not None else 8.6, 5.2, title or f"Spectrum of {_place(given[0])}", _about(given[0], sources))
+    wide = 11.0 if text is not None else 8.6
+    page = _page(path, wide, 5.2, title or f"Spectrum of {_place(given[0])}", _about(given[0], sources))
     width = 4.55 if text is not None else 7.0
     _spectrum(page.axes(0.8, 1.3, width, 3.2, label="spectrum"), given, sources)
     if text is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clip_lens_ext.semantics.clarity import clarity
 from clip_lens_ext.semantics.flag_relevance import Relevance
-from clip_lens_ext.semantics.flag_results import Evidence, Flag
+from clip_lens_ext.semantics.flag_results import PASS, Evidence, Flag
 from clip_lens_ext.semantics.intervention_effects import InterventionEffects
 from clip_lens_ext.semantics.reference_embeddings import ReferenceEmbeddings
 from clip_lens_ext.semantics.references import References
@@ -86,6 +86,7 @@ def artifact_flags(
                     Evidence("latent: t with the edit", float(effects.latent_t[row, latent]), min_t, "min_t"),
                     Evidence("references at one position", float(at_one_position(references)[latent])),
                 ]
+                own.append(Evidence(PASS, len(latents)))
                 if clear is not None:
                     own.append(Evidence("clarity", float(clear[latent])))
                 found.append(relevance.flag("artifact", prompt, latent, part, "cosine", effects.subjects[row],

@@ -15,6 +15,7 @@ from clip_lens_ext.result_files import not_written, read_parts, write_parts
 
 Kind = Literal["typographic", "artifact", "compound noun", "polysemous", "unexplained"]
 KINDS: tuple[str, ...] = get_args(Kind)
+PASS = "latents that pass"  # of which n_latents are flagged; the others are not dropped without a word
 
 
 @dataclass(frozen=True)

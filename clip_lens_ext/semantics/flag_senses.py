@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.semantics.flag_relevance import Relevance
-from clip_lens_ext.semantics.flag_results import Evidence, Flag
+from clip_lens_ext.semantics.flag_results import PASS, Evidence, Flag
 from clip_lens_ext.semantics.sense_results import PictureSenses
 from clip_lens_ext.semantics.word_senses import WordSenses
 
@@ -35,6 +35,7 @@ def polysemous_flags(relevance: Relevance, senses: PictureSenses, *, n_latents: 
             sided = senses.latent_t[place] * (1 if group else -1)
             own = relevance.matters[row] & (sided >= senses.chance_t[place])
             latents = own.nonzero().flatten()
+            n_passing = len(latents)
             latents = latents[relevance.share[row, latents].argsort(descending=True, stable=True)][:n_latents]
             share_of_group = float((senses.group[place] == group).double().mean())
             chance = float(senses.chance_t[place])
@@ -44,6 +45,7 @@ def polysemous_flags(relevance: Relevance, senses: PictureSenses, *, n_latents: 
                     Evidence("latent: t between the groups", float(sided[latent]), chance, CHANCE),
                     Evidence("share of the pictures in its group", share_of_group),
                     Evidence("group", group),
+                    Evidence(PASS, n_passing),
                 ]
                 found.append(relevance.flag("polysemous", prompt, latent, separation, "share of the spread", name,
                                             evidence))  # fmt: skip
@@ -76,6 +78,7 @@ def compound_flags(relevance: Relevance, senses: PictureSenses, *, n_latents: in
         fit = relevance.alignment.score_vectors(senses.vectors[[place, whole]]).double()
         own = relevance.matters[row] & (t >= senses.chance_t[whole]) & (fit[:, 0] > fit[:, 1])
         latents = own.nonzero().flatten()
+        n_passing = len(latents)
         latents = latents[relevance.share[row, latents].argsort(descending=True, stable=True)][:n_latents]
         words = senses.names[whole].split()
         for latent in latents.tolist():
@@ -88,6 +91,7 @@ def compound_flags(relevance: Relevance, senses: PictureSenses, *, n_latents: in
                          "the word fits better"),
                 Evidence("latent: t between the pictures", float(t[latent]), float(senses.chance_t[whole]), CHANCE),
                 Evidence("the word is the head", float(word == words[-1])),
+                Evidence(PASS, n_passing),
             ]  # fmt: skip
             found.append(relevance.flag("compound noun", senses.prompts[whole], latent, separation,
                                         "share of the spread", word, evidence))  # fmt: skip
@@ -136,6 +140,7 @@ def other_sense_flags(
                 Evidence("margin of the other sense", float(margin[latent]), least, source),
                 Evidence("score for the other sense", float(best.values[latent])),
                 Evidence("score for the shown sense", float(score[latent, shown])),
+                Evidence(PASS, len(latents)),
             ]
             subject = f"{senses.senses[own[int(best.indices[latent])]]}, not {senses.senses[own[shown]]}"
             found.append(relevance.flag("polysemous", prompt, latent, float(margin[latent]), "difference of cosines",

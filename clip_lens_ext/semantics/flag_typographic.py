@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_lens_ext.semantics.flag_relevance import Relevance
-from clip_lens_ext.semantics.flag_results import Evidence, Flag
+from clip_lens_ext.semantics.flag_results import PASS, Evidence, Flag
 from clip_lens_ext.semantics.intervention_effects import UNTOUCHED, InterventionEffects
 
 
@@ -61,6 +61,7 @@ def typographic_flags(
                     Evidence("rise through the latent", part),
                     Evidence("latent: t with the word", float(effects.latent_t[row, latent]), min_t, "min_t"),
                     *_specific(effects, row, latent),
+                    Evidence(PASS, len(latents)),
                 ]
                 found.append(relevance.flag("typographic", prompt, latent, part, "cosine", effects.subjects[row],
                                             [*evidence, *own]))  # fmt: skip

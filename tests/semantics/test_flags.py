@@ -225,6 +225,20 @@ def test_polysemous_latents_have_to_matter() -> None:
     assert flagged(senses=senses(), min_share=0.9).of("polysemous") == ()
 
 
+def test_a_flag_says_how_many_latents_passed() -> None:
+    latent_t = senses().latent_t.clone()
+    latent_t[0, 6] = -8.0  # now both tell the first group
+    both = {"senses": senses(latent_t=latent_t)}
+    values = effects().latent_after.clone()
+    values[:, 3] = values[:, 2]  # reads the word as latent 2 does
+    edits = effects(latent_after=values, latent_change=values, through_change=torch.tensor([0.1, 0.05, 0.06]))
+    for kind, given in (("polysemous", both), ("typographic", {"interventions": edits})):
+        for n_latents, n_flags in ((1, 1), (3, 2)):
+            found = flagged(**given, n_latents=n_latents).of(kind)  # type: ignore[arg-type]
+            assert len(found) == n_flags
+            assert {flag.number("latents that pass") for flag in found} == {2}
+
+
 def test_an_edit_is_stronger_evidence_than_two_groups() -> None:
     two = senses(separation=torch.tensor([0.4, 0.4, 0.1, 0.1, 0.1, 0.1]))
     values = total()
