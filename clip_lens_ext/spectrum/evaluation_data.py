@@ -134,7 +134,10 @@ class EvaluationData:
 
 
 def _integers(labels: Any) -> Tensor:
-    found = torch.as_tensor(labels)
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels are integers [n], the number of each picture's class: {error}") from error
     if found.dim() != 1 or found.is_floating_point() or found.dtype is torch.bool or len(found) == 0:
         raise InputError(f"labels are integers [n], got {found.dtype} {list(found.shape)}")
     if int(found.min()) < 0:

@@ -332,6 +332,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     [
         ({}, "nothing to evaluate on"),
         ({"labels": torch.zeros(N)}, "labels are integers"),
+        ({"labels": ["heart"] * N}, "labels are integers"),
         ({"labels": -torch.ones(N, dtype=torch.long)}, "labels count from 0"),
         ({"labels": torch.arange(N) % 2, "captions": ["a"] * 3}, "unequal length: 60 labels, 3 captions"),
         ({"labels": torch.arange(N) % 2, "captions": "a"}, "got one string"),
