@@ -128,7 +128,7 @@ def _weaknesses(question: Question) -> tuple[str, ...]:
                 f"{source.label}: {source.count} rows do not fill {source.d} dimensions; the "
                 f"{source.d - int(source.n)} directions without variance are missing rows and not noise: collect more."
             )
-        elif source.n < _FEW * source.d:
+        elif source.count < _FEW * source.d:
             found.append(
                 f"{source.label}: {source.count} rows are {source.count / source.d:.1f} to a dimension, so "
                 f"eigenvalues of equal noise are spread widely; {_FEW * source.d} or more are better."

@@ -361,3 +361,10 @@ def test_result_on_disk_and_in_words(tmp_path: Path) -> None:
     (tmp_path / "broken").write_bytes(b"")
     with pytest.raises(LoadError, match=r"no file of NoiseSplit\.save"):
         cle.NoiseSplit.load(tmp_path / "broken")
+
+
+def test_ten_rows_to_a_dimension_are_enough() -> None:
+    rows = torch.randn(80, 8, generator=torch.Generator().manual_seed(0))
+    assert cle.split_noise(rows, cut=2).warnings == ()
+    with pytest.warns(UserWarning, match="79 rows are 9.9 to a dimension"):
+        assert len(cle.split_noise(rows[:79], cut=2).warnings) == 1
