@@ -135,3 +135,18 @@ def test_a_loud_modality_drowns_the_other_at_the_right_number() -> None:
     rank, agreement, planted = found("loud texts", "pooled", "marchenko_pastur")
     assert rank != planted or agreement < 0.95
     assert found("loud texts", "max_rayleigh", "marchenko_pastur")[1] > 0.99
+
+
+def test_what_is_found_is_taken_out_of_both_sides_of_a_pair() -> None:
+    """One strong signal a hundred times the weak: left in on either side it would hide the weak ones behind it."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([30.0, 0.3, 0.3, 0.3] + [0.0] * 8, dtype=torch.float64)
+    signal = torch.randn(3000, 12, generator=generator, dtype=torch.float64) * scale
+    noise = 0.1 * torch.randn(2, 3000, 12, generator=generator, dtype=torch.float64)
+    for image, text in (
+        (signal + noise[0], signal.clamp(-1, 1) + noise[1]),
+        (signal.clamp(-1, 1) + noise[0], signal + noise[1]),
+    ):
+        split = cle.split_noise(image, text, rule="cross_covariance", progress=False)
+        assert split.rank == 8
+        assert float(split.basis[4:].square().sum()) > 8 * 0.99
