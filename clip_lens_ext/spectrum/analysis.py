@@ -203,7 +203,7 @@ def _of_embedding(clip: HookedCLIP, data: EvaluationData, control: EvaluationDat
             if mean_nothing.texts is None:
                 raise InputError("control has no captions: the rule compares both modalities with theirs")
             found = (*found, mean_nothing.texts)
-    groups, why = _groups(embedded)
+    groups, why = _groups(embedded, data)
     image, text = (
         _moments(part, clip, tower) for part, tower in zip((*rows, None)[:2], ("vision", "text"), strict=True)
     )
@@ -222,13 +222,14 @@ def _moments(rows: Tensor | None, clip: HookedCLIP, tower: str) -> Covariance | 
     )  # fmt: skip
 
 
-def _groups(embedded: Embedded) -> tuple[dict[str, Tensor], str]:
+def _groups(embedded: Embedded, data: EvaluationData) -> tuple[dict[str, Tensor], str]:
     """The training pictures of each class, where classes are few and large enough to be split by themselves."""
     if embedded.labels is None:
         return {}, "the pictures have no labels"
     labels, rows = embedded.labels[~embedded.test], embedded.images[~embedded.test]
     names = labels.unique().tolist()
-    groups = {str(name): rows[labels == name] for name in names}
+    called = data.classes if data.classes is not None and not isinstance(data.classes, Tensor) else None
+    groups = {str(number if called is None else called[number]): rows[labels == number] for number in names}
     fewest = min(len(group) for group in groups.values())
     if not 2 <= len(names) <= _MOST_GROUPS:
         return {}, f"{len(names)} classes, and subsets are compared where there are 2 to {_MOST_GROUPS}"
