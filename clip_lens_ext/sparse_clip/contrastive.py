@@ -31,7 +31,13 @@ class Step:
 
 
 def contrastive_step(
-    encode: Encode, parts: Sequence[Any], logit_scale: Tensor, *, l1: float = 0.0, loss_of: ClipLoss | None = None
+    encode: Encode,
+    parts: Sequence[Any],
+    logit_scale: Tensor,
+    *,
+    l1: float = 0.0,
+    loss_of: ClipLoss | None = None,
+    backward: Callable[[Tensor], object] = torch.Tensor.backward,
 ) -> Step:
     """Add the gradient of the loss over all parts together to every parameter that `encode` depends on.
 
@@ -40,11 +46,13 @@ def contrastive_step(
     again with them: the gradient is that of one large batch, and memory that of one part.
 
     Args:
-        encode: a part to codes of pictures and texts, un-normalised, `[sample d_code]`.
+        encode: a part to codes of pictures and texts, un-normalised, `[sample d_code]`; the same part twice gives the
+            same codes.
         parts: the batch in parts.
         logit_scale: natural logarithm of the factor on the cosines; it gets its gradient once.
         l1: weight of the penalty; 0 in Sparse CLIP, and an ablation otherwise.
         loss_of: open_clip's loss, which gathers over processes if it was made to; None: of one process.
+        backward: what is called on a loss; the gradients are those of what it does.
 
     Returns:
         `Step`.
@@ -65,7 +73,7 @@ def contrastive_step(
     if len(parts) == 1:
         image, text = encode(parts[0])
         loss = _loss(image, text, logit_scale, l1, loss_of)
-        loss.backward()
+        backward(loss)
         return _seen(float(loss.detach()), image, text)
     with torch.no_grad():
         codes = [encode(part) for part in parts]
@@ -78,7 +86,7 @@ def contrastive_step(
         )
         last = number == len(parts) - 1
         loss = _loss(*whole, logit_scale if last else logit_scale.detach(), l1, loss_of)
-        loss.backward()
+        backward(loss)
     return _seen(float(loss.detach()), torch.cat(images), torch.cat(texts))
 
 

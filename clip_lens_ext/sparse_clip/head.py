@@ -1,80 +1,20 @@
-"""The head that makes a CLIP sparse: a widened projection and a ReLU, in both towers."""
+"""A CLIP with untrained sparse heads, to begin from; and the dense CLIP under one."""
 
 from __future__ import annotations
 
 import copy
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor, nn
+import math
 
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.families.headed import HeadedCLIP
-from clip_lens_ext.towers.families.registry import split_model
+from clip_lens_ext.towers.from_sparse import put_together
+from clip_lens_ext.towers.sparse_head import Activation, SparseHead
 
-Activation = Literal["relu", "none", "topk"]
+__all__ = ["FIRST_SCALE", "LARGEST_SCALE", "Activation", "SparseHead", "dense_clip", "headed", "sparse_clip"]
+
 LARGEST_SCALE = 100.0  # CLIP's own bound on the factor on the cosines
-
-
-class SparseHead(nn.Module):
-    """`z = act(W h)`: the code of an embedding.
-
-    With `"relu"` this is Sparse CLIP's head; `"none"` (widened, and dense) and `"topk"` (the `k` greatest entries, the
-    rest at zero; the kept ones through the ReLU) are the ablations.
-
-    Args:
-        d_in: numbers in an embedding.
-        d_code: numbers in a code; 32 and 72 times `d_in` in the paper.
-        activation: `"relu"`, `"none"` or `"topk"`.
-        k: entries that `"topk"` keeps.
-        seed: of the weights, normal with standard deviation `d_in ** -0.5` as open_clip's projections.
-
-    Raises:
-        InputError: a width below 1, an unknown activation, or `k` without `"topk"` or the other way round.
-
-    Example:
-        >>> head = SparseHead(8, 64)
-        >>> code = head(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)))
-        >>> code.shape, bool((code >= 0).all()), 0.3 < float((code > 0).float().mean()) < 0.7
-        (torch.Size([5, 64]), True, True)
-
-    Reference:
-        Qin et al. (2026), Sparse CLIP, arXiv 2601.20075.
-    """
-
-    def __init__(
-        self, d_in: int, d_code: int, *, activation: Activation = "relu", k: int | None = None, seed: int = 0
-    ) -> None:
-        super().__init__()
-        for name, width in (("d_in", d_in), ("d_code", d_code)):
-            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-                raise InputError(f"{name} is a number of dimensions, at least 1; got {width!r}")
-        if activation not in get_args(Activation):
-            raise InputError(f"activation is one of {', '.join(get_args(Activation))}, got {activation!r}")
-        if (k is not None) != (activation == "topk") or (k is not None and not 1 <= k <= d_code):
-            raise InputError(f"k, from 1 to {d_code}, goes with activation='topk' and with no other; got {k!r}")
-        self.in_features, self.out_features, self.activation, self.k = d_in, d_code, activation, k
-        weight = torch.randn(d_code, d_in, generator=torch.Generator().manual_seed(seed)) * d_in**-0.5
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Codes `[... d_code]` of embeddings `[... d_in]`."""
-        return self.activate(embedding @ self.weight.T)
-
-    def activate(self, before: Tensor) -> Tensor:
-        """What follows the projection."""
-        if self.activation == "none":
-            return before
-        if self.k is not None:
-            kept = before.topk(self.k, dim=-1)
-            before = torch.zeros_like(before).scatter(-1, kept.indices, kept.values)
-        return before.relu()
-
-    def extra_repr(self) -> str:
-        """Widths and activation, for `repr`."""
-        k = "" if self.k is None else f", k={self.k}"
-        return f"{self.in_features}, {self.out_features}, {self.activation}{k}"
+FIRST_SCALE = 1 / 0.07  # and what CLIP's training begins with
 
 
 def sparse_clip(
@@ -83,7 +23,7 @@ def sparse_clip(
     *,
     activation: Activation = "relu",
     k: int | None = None,
-    logit_scale: float = 20.0,
+    logit_scale: float = FIRST_SCALE,
     seed: int = 0,
 ) -> HookedCLIP:
     """A CLIP with untrained sparse heads behind both towers; `hook_embedding` is the code.
@@ -95,7 +35,7 @@ def sparse_clip(
         clip: the dense model, which is copied.
         d_code: numbers in a code.
         activation, k: as in `SparseHead`.
-        logit_scale: the factor on the cosines to begin with.
+        logit_scale: the factor on the cosines to begin with; CLIP's own by default.
         seed: of the weights; the two heads differ.
 
     Returns:
@@ -106,6 +46,7 @@ def sparse_clip(
         UnsupportedModelError: a tower is not taken apart into blocks.
 
     Example:
+        >>> import torch
         >>> import clip_lens_ext as cle
         >>> sparse = sparse_clip(cle.planted_clip(), 512)
         >>> sparse.embed_images(torch.zeros(2, 3, 48, 48)).shape, sparse.vision.cfg.d_embed
@@ -115,18 +56,46 @@ def sparse_clip(
         raise InputError(f"logit_scale is a factor in (0, {LARGEST_SCALE:g}], got {logit_scale}")
     if clip.text is None:
         raise InputError(f"{clip.model_name} is a vision tower alone, and a Sparse CLIP has a code of texts too")
-    dense = copy.deepcopy(clip.native)
-    visual, text = split_model(dense)
-    assert text is not None  # clip.text is not None
     widths = clip.vision.cfg.d_embed, clip.text.cfg.d_embed
-    heads = [
+    image_head, text_head = (
         SparseHead(width, d_code, activation=activation, k=k, seed=2 * seed + number).to(
             clip.vision.cfg.device, clip.vision.cfg.dtype
         )
         for number, width in enumerate(widths)
-    ]
-    scale = nn.Parameter(torch.tensor(logit_scale, device=clip.vision.cfg.device).log())
+    )
+    dense = HookedCLIP(
+        copy.deepcopy(clip.native), preprocess=clip.preprocess, tokenizer=clip.tokenizer, model_name=clip.model_name
+    )
+    return put_together(dense, image_head, text_head, math.log(logit_scale))
+
+
+
+def dense_clip(clip: HookedCLIP) -> HookedCLIP:
+    """The dense CLIP under the heads of a Sparse CLIP, on the same weights.
+
+    Raises:
+        InputError: the model has no heads.
+
+    Example:
+        >>> import clip_lens_ext as cle
+        >>> dense_clip(sparse_clip(cle.planted_clip(), 512)).vision.cfg.d_embed
+        128
+    """
+    native = headed(clip)
     return HookedCLIP(
-        HeadedCLIP(dense, visual, text, *heads, logit_scale=scale), preprocess=clip.preprocess,
-        tokenizer=clip.tokenizer, model_name=f"{clip.model_name}, {d_code} {activation} code",
+        native.dense, preprocess=clip.preprocess, tokenizer=clip.tokenizer,
+        model_name=native.dense_name,
     )  # fmt: skip
+
+
+def headed(clip: HookedCLIP) -> HeadedCLIP:
+    """The native model of a Sparse CLIP.
+
+    Raises:
+        InputError: the model has no `SparseHead` behind its towers; it says how to make one that has.
+    """
+    native = clip.native
+    if not isinstance(native, HeadedCLIP) or not isinstance(native.image_head, SparseHead):
+        raise InputError(f"{clip.model_name}, a {type(native).__name__}, has no sparse heads: make one that has by "
+                         "sparse_clip(clip, d_code), or load one")  # fmt: skip
+    return native

@@ -11,7 +11,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import nn
 
 from clip_lens_ext.errors import LoadError, near
-from clip_lens_ext.towers import from_hugging_face, from_open_clip
+from clip_lens_ext.towers import from_hugging_face, from_open_clip, from_sparse
 from clip_lens_ext.towers.clip import HookedCLIP, Preprocess, Tokenizer
 from clip_lens_ext.towers.from_hub import fetch
 from clip_lens_ext.towers.source import Loaded
@@ -40,6 +40,7 @@ def load_clip(
             - `"hf-hub:org/name"` or `"org/name"`: a repository of the Hugging Face hub, from the local cache or
               fetched. With `hf-hub:` the config of open_clip is preferred where there are two, else transformers';
             - a local folder with `open_clip_config.json`, or with `config.json` of a CLIP or SigLIP of transformers;
+              or of a Sparse CLIP, as `train_sparse_clip` writes it;
             - a live model: open_clip's `CLIP`, `CustomTextCLIP`, `CoCa`, transformers' `CLIPModel`, `SiglipModel`, or
               a vision tower of one of them.
         pretrained: the tag, or the path of a weight file: safetensors, or a torch file that loads with
@@ -129,6 +130,8 @@ def _named(name: str, source: str) -> Loaded:
 
 
 def _from_folder(folder: Path) -> Loaded:
+    if (folder / from_sparse.CONFIG).is_file():
+        return _sparse(folder)
     for library in (from_open_clip, from_hugging_face):
         if (folder / library.CONFIG).is_file():
             return library.from_folder(folder, folder.resolve().name)
@@ -137,6 +140,20 @@ def _from_folder(folder: Path) -> Loaded:
         f"{folder} holds no model: looked for {from_open_clip.CONFIG} and {from_hugging_face.CONFIG}, "
         f"found {', '.join(found) or 'nothing'}"
     )
+
+
+def _sparse(folder: Path) -> Loaded:
+    """A Sparse CLIP, whose folder names the dense model under its heads."""
+    found = from_sparse.read(folder)
+    try:
+        dense = load_clip(found.dense)
+    except LoadError as error:
+        raise LoadError(
+            f"{folder} holds the heads of a Sparse CLIP on {found.dense!r}, which cannot be opened by that name: "
+            f"{error}\nOpen it with load_sparse_clip({str(folder)!r}, dense=...) and the dense model"
+        ) from error
+    clip = from_sparse.load(found, dense)
+    return Loaded(clip.native, clip.model_name, clip.preprocess, clip.tokenizer)
 
 
 def _native_preprocess(native: nn.Module) -> Preprocess | None:

@@ -52,6 +52,7 @@ class HeadedCLIP(nn.Module):
         visual, text: its two towers.
         image_head, text_head: what reads their embeddings.
         logit_scale: natural logarithm of the factor on the cosines.
+        dense_name: what the dense model is called, for `load_clip` where it can open it.
     """
 
     visual: HeadedTower  # not registered: its parts are
@@ -59,9 +60,10 @@ class HeadedCLIP(nn.Module):
 
     def __init__(
         self, dense: nn.Module, visual: nn.Module, text: nn.Module, image_head: nn.Module, text_head: nn.Module, *,
-        logit_scale: nn.Parameter,
+        logit_scale: nn.Parameter, dense_name: str = "unnamed",
     ) -> None:  # fmt: skip
         super().__init__()
+        self.dense_name = dense_name
         self.dense, self.image_head, self.text_head, self.logit_scale = dense, image_head, text_head, logit_scale
         self.__dict__["visual"] = HeadedTower(visual, image_head)
         self.__dict__["text"] = HeadedTower(text, text_head)

@@ -1,0 +1,291 @@
+"""`train_sparse_clip`: heads on cached embeddings, or towers and heads, by CLIP's own loss."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from clip_lens_ext.data import Preprocess, Skipped, image_batches
+from clip_lens_ext.errors import InputError
+from clip_lens_ext.provenance import module_sha256
+from clip_lens_ext.sparse_clip.captions import Captions
+from clip_lens_ext.sparse_clip.head import dense_clip, headed
+from clip_lens_ext.sparse_clip.pairs import EmbeddedPairs, embed_pairs
+from clip_lens_ext.sparse_clip.processes import Processes
+from clip_lens_ext.sparse_clip.store import load_sparse_clip, save_sparse_clip
+from clip_lens_ext.sparse_clip.trainer import COLUMNS, Trainer, trained_part
+from clip_lens_ext.sparse_clip.training_data import HeadData, TowerData, TrainingData
+from clip_lens_ext.sparse_clip.training_folder import TrainingFolder
+from clip_lens_ext.sparse_clip.training_settings import Precision, Trained, TrainingSettings
+from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.families.headed import HeadedCLIP
+from clip_lens_ext.towers.from_sparse import put_together
+from clip_lens_ext.towers.identity import tower_sha256
+from clip_lens_ext.towers.sparse_head import SparseHead
+
+
+@dataclass(frozen=True)
+class SparseCheckpoint:
+    """Weights that were kept on the way.
+
+    Attributes:
+        step: steps that were done.
+        share: of the training, in (0, 1].
+        path: folder, for `load_sparse_clip`.
+    """
+
+    step: int
+    share: float
+    path: Path
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTraining:
+    """A training of a Sparse CLIP.
+
+    Attributes:
+        clip: the model after the last step, in evaluation mode.
+        history: for each step its `loss`, mean active features `l0_image` and `l0_text` in a code of the batch, the
+            factor `logit_scale` on the cosines after it, and `lr`.
+        checkpoints: what was kept on the way, ascending; empty without an `output_dir`.
+        n_steps: steps of the whole training; the history is shorter where `stop_after` ended it.
+        skipped: pictures that could not be read.
+    """
+
+    clip: HookedCLIP
+    history: pd.DataFrame
+    checkpoints: tuple[SparseCheckpoint, ...]
+    n_steps: int
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return len(self.history) == self.n_steps
+
+    def open(self, checkpoint: SparseCheckpoint) -> HookedCLIP:
+        """The model at a checkpoint, on the dense model of `clip`."""
+        return load_sparse_clip(checkpoint.path, dense_clip(self.clip))
+
+    def __repr__(self) -> str:
+        if not len(self.history):
+            return f"SparseTraining(0 of {self.n_steps} steps)"
+        last = self.history.iloc[-1]
+        return (
+            f"SparseTraining({len(self.history)} of {self.n_steps} steps, loss {last.loss:.3f}, L0 {last.l0_image:.1f} "
+            f"of pictures and {last.l0_text:.1f} of texts, {len(self.checkpoints)} checkpoints)"
+        )
+
+
+def train_sparse_clip(
+    clip: HookedCLIP,
+    images: Any,
+    captions: Sequence[str | Sequence[str]] | None = None,
+    *,
+    trained: Trained = "heads",
+    n_epochs: float = 30,
+    batch_size: int = 1024,
+    lr: float = 5e-4,
+    weight_decay: float = 0.2,
+    warmup: float = 0.05,
+    largest_logit_scale: float = 50.0,
+    l1: float = 0.0,
+    clip_gradient: float | None = 1.0,
+    precision: Precision = "float32",
+    n_accumulated: int = 1,
+    output_dir: str | os.PathLike[str] | None = None,
+    checkpoints: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
+    checkpoint_every: int = 200,
+    stop_after: int | None = None,
+    preprocess: Preprocess | None = None,
+    n_workers: int = 0,
+    seed: int = 0,
+    progress: bool = True,
+) -> SparseTraining:
+    """Train a Sparse CLIP with CLIP's contrastive loss: of the cosines of the codes, times a factor that is capped.
+
+    Nothing in the loss asks for sparsity but the ReLU; the cap on the factor is the knob: a lower one leaves fewer
+    features active. `l1`, and `activation="topk"` of `sparse_clip`, are the ablations that the paper argues against.
+
+    Started by `torchrun`, after `torch.distributed.init_process_group`, each process takes its share of every batch;
+    the gradient is that of the whole batch, and process 0 writes.
+
+    Args:
+        clip: from `sparse_clip`; it is not changed. To train from nothing, begin with the `HookedCLIP` of a model with
+            fresh weights.
+        images: pictures, as `image_batches` takes them; or `EmbeddedPairs` of the dense model.
+        captions: for each picture a text, or several of which each epoch draws one; None with `EmbeddedPairs`.
+        trained: `"heads"`: the towers stay as they are, and pictures are embedded once. `"all"`: towers and heads.
+        n_epochs: times that all pairs are seen; the rest of an epoch that does not fill a batch is left out.
+        batch_size: pairs in a step, over all processes; each is told apart from all others.
+        lr: greatest learning rate, of AdamW; half a cosine to 0 after the warm-up.
+        weight_decay: of matrices.
+        warmup: share of the steps over which the rate rises.
+        largest_logit_scale: cap on the factor itself, in [1, 100].
+        l1: weight of the mean absolute sum of a code, un-normalised.
+        clip_gradient: greatest norm of the gradient; None: as it comes.
+        precision: of the forward pass; `"bfloat16"` or `"float16"` (with a scaled loss) for a GPU. Weights, loss and
+            optimiser are in the dtype of the model.
+        n_accumulated: parts in which a process goes through its share, for memory; the gradient stays that of the whole
+            batch, at the price of a second forward pass.
+        output_dir: where state, checkpoints and model go, and from where the same call goes on. None: nothing is kept.
+        checkpoints: shares of the training after which the weights are kept; the early ones show how concepts emerge.
+        checkpoint_every: steps between two writes of the state. An interrupt or an error writes too.
+        stop_after: end early, after so many steps of the whole; the schedule stays that of the whole.
+        preprocess: PIL picture to tensor; None: that of `clip`.
+        n_workers: processes that read pictures ahead, with `trained="all"`.
+        seed: of the order, the captions drawn and what is random in a tower.
+        progress: draw a bar with loss, L0 of pictures and texts, and factor.
+
+    Returns:
+        `SparseTraining`.
+
+    Raises:
+        InputError: a setting out of range, a model without heads or with a factor above the cap, captions that do not
+            fit, embeddings of another model, fewer pairs than in a batch, a batch that does not divide, a loss that is
+            NaN, or an `output_dir` with another training; it says which.
+
+    Example:
+        >>> import clip_lens_ext as cle
+        >>> from clip_lens_ext.sparse_clip import sparse_clip
+        >>> batch = cle.PlantedWorld(0).sample(64, seed=0)
+        >>> sparse = sparse_clip(cle.planted_clip(), 256)
+        >>> found = train_sparse_clip(sparse, cle.planted.normalise(batch.images), batch.captions, n_epochs=4,
+        ...                           batch_size=32, lr=3e-3, progress=False)
+        >>> len(found.history), bool(found.history.loss.iloc[-1] < found.history.loss.iloc[0])
+        (8, True)
+
+    Reference:
+        Qin et al. (2026), Sparse CLIP, arXiv 2601.20075. Training heads alone is not from the paper.
+    """
+    settings = TrainingSettings(
+        trained, n_epochs, batch_size, lr, weight_decay, warmup, largest_logit_scale, l1, clip_gradient, precision,
+        n_accumulated, tuple(checkpoints), checkpoint_every, n_workers, seed,
+    )  # fmt: skip
+    native, processes = headed(clip), Processes.now()
+    factor = float(native.logit_scale.detach().exp())
+    if factor > largest_logit_scale * (1 + 1e-6):
+        cap = f"{largest_logit_scale:g}"
+        raise InputError(f"the model begins with a factor of {factor:.4g} on the cosines, above largest_logit_scale = "
+                         f"{cap}: make it with sparse_clip(..., logit_scale={cap}) or less")  # fmt: skip
+    if stop_after is not None and stop_after < 1:
+        raise InputError(f"stop_after is a number of steps, 1 or more; got {stop_after}")
+    shown = progress and processes.rank == 0
+    pairs = _pairs(clip, images, captions, settings, preprocess, shown)
+    clip = _copy(clip, native, settings)
+    native = headed(clip)
+    data: TrainingData
+    if isinstance(pairs, EmbeddedPairs):
+        data = HeadData(pairs, native, clip.vision.cfg.device)
+    else:
+        batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=32)
+        data = TowerData(clip, native, batches, pairs, n_workers, processes, shown)
+    processes.share(torch.arange(batch_size), n_accumulated)  # raises before anything is written
+    trainer = Trainer(native, data, settings, processes, clip.vision.cfg.device)
+    folder = None
+    if output_dir is not None:
+        begins = module_sha256(trained_part(native, settings))
+        made_of = {"begins_sha256": begins, "data_sha256": data.fingerprint, **_head_settings(native)}
+        folder = TrainingFolder(output_dir, {**settings.compared, **made_of})
+    processes.wait()  # all have looked before one writes
+    _go(clip, trainer, folder, settings, processes, stop_after, shown)
+    history = pd.DataFrame(trainer.history, columns=list(COLUMNS)).astype({"step": int})
+    kept = () if folder is None else tuple(
+        SparseCheckpoint(step, step / trainer.n_steps, path) for step, path in folder.kept()
+    )  # fmt: skip
+    return SparseTraining(clip.eval(), history, kept, trainer.n_steps, tuple(data.skipped))
+
+
+def _pairs(
+    clip: HookedCLIP, images: Any, captions: Sequence[str | Sequence[str]] | None, settings: TrainingSettings,
+    preprocess: Preprocess | None, progress: bool,
+) -> EmbeddedPairs | Captions:  # fmt: skip
+    if isinstance(images, EmbeddedPairs):
+        if captions is not None or settings.trained == "all":
+            raise InputError("EmbeddedPairs have their captions, and train heads alone: pass captions=None and "
+                             "trained='heads', or the pictures themselves")  # fmt: skip
+        _check(clip, images)
+        return images
+    if captions is None:
+        raise InputError("pictures need captions: a text, or several, for each")
+    if settings.trained == "all":
+        return Captions.of(captions)
+    return embed_pairs(dense_clip(clip), images, captions, preprocess=preprocess, progress=progress)
+
+
+def _check(clip: HookedCLIP, pairs: EmbeddedPairs) -> None:
+    dense = dense_clip(clip)
+    assert dense.text is not None
+    for name, tower, rows, sha256 in (("pictures", dense.vision, pairs.images, pairs.vision_sha256),
+                                      ("captions", dense.text, pairs.texts, pairs.text_sha256)):  # fmt: skip
+        if rows.shape[1] != tower.cfg.d_embed:
+            raise InputError(f"embeddings of {name} have {rows.shape[1]} numbers, and those of {dense.model_name} "
+                             f"{tower.cfg.d_embed}")  # fmt: skip
+        if sha256 and sha256 != tower_sha256(tower):
+            raise InputError(f"the embeddings of {name} are of another model than {dense.model_name}: embed them again")
+
+
+def _copy(clip: HookedCLIP, native: HeadedCLIP, settings: TrainingSettings) -> HookedCLIP:
+    """The model that is trained: its own heads, and its own towers where those are trained."""
+    dense = dense_clip(clip)
+    if settings.trained == "all":
+        dense = HookedCLIP(copy.deepcopy(native.dense), preprocess=clip.preprocess, tokenizer=clip.tokenizer,
+                           model_name=dense.model_name)  # fmt: skip
+    heads = [copy.deepcopy(head) for head in (native.image_head, native.text_head)]
+    assert isinstance(heads[0], SparseHead)
+    assert isinstance(heads[1], SparseHead)
+    return put_together(dense, heads[0], heads[1], float(native.logit_scale.detach()))
+
+
+def _head_settings(native: HeadedCLIP) -> dict[str, Any]:
+    head = native.image_head
+    return {"d_code": head.out_features, "activation": head.activation, "k": head.k}
+
+
+def _go(
+    clip: HookedCLIP, trainer: Trainer, folder: TrainingFolder | None, settings: TrainingSettings, processes: Processes,
+    stop_after: int | None, progress: bool,
+) -> None:  # fmt: skip
+    """All steps that are left, and what is written on the way."""
+    last = trainer.n_steps if stop_after is None else min(stop_after, trainer.n_steps)
+    if folder is not None and (state := folder.state()) is not None:
+        trainer.load(state)
+    if folder is None or processes.rank:
+        trainer.run(max(last, trainer.done), lambda: None, progress=progress)
+        processes.wait()
+        return
+    folder.begin()
+    kept, towers = settings.kept(trainer.n_steps), settings.trained == "all"
+    written = trainer.done
+
+    def write() -> None:
+        nonlocal written
+        if trainer.done > written:
+            folder.write_state(trainer.state())
+            written = trainer.done
+
+    def after_step() -> None:
+        if trainer.done in kept:
+            save_sparse_clip(clip, folder.checkpoint(trainer.done), towers=towers, training=said(trainer))
+        if trainer.done % settings.checkpoint_every == 0:
+            write()
+
+    try:
+        trainer.run(max(last, trainer.done), after_step, progress=progress)
+    finally:
+        write()
+    if trainer.done == trainer.n_steps and not folder.finished:
+        save_sparse_clip(clip, folder.path, towers=towers, training=said(trainer))
+    processes.wait()
+
+
+def said(trainer: Trainer) -> dict[str, Any]:
+    """What a folder says of its training: the last row of the history."""
+    return dict(zip(COLUMNS, trainer.history[-1], strict=True)) | {"n_steps": trainer.n_steps}
