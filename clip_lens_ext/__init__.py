@@ -96,7 +96,19 @@ if TYPE_CHECKING:
         redundancy,
         switch_off,
     )
-    from clip_lens_ext.sparse_clip import SparseHead, modality_score
+    from clip_lens_ext.sparse_clip import (
+        BesideDense,
+        EmbeddedPairs,
+        SparseHead,
+        SparseTraining,
+        beside_dense,
+        dense_clip,
+        embed_pairs,
+        load_sparse_clip,
+        modality_score,
+        save_sparse_clip,
+        train_sparse_clip,
+    )
     from clip_lens_ext.spectrum import (
         CUTS,
         RULES,
@@ -155,7 +167,10 @@ _HOMES = {
         "label_uniqueness", "mask_boxes", "measure_interventions", "monosemanticity", "polysemanticity",
         "read_wordnet", "redundancy", "switch_off",
     ),
-    "sparse_clip": ("SparseHead", "modality_score"),
+    "sparse_clip": (
+        "BesideDense", "EmbeddedPairs", "SparseHead", "SparseTraining", "beside_dense", "dense_clip", "embed_pairs",
+        "load_sparse_clip", "modality_score", "save_sparse_clip", "train_sparse_clip",
+    ),
     "spectrum": (
         "CUTS", "RULES", "Covariance", "Covariances", "EvaluationData", "NoiseSplit", "PairCovariance",
         "PruningEvaluation", "SpectrumAnalysis", "StreamingCovariance", "StreamingPairCovariance", "SubgroupOverlap",
@@ -176,12 +191,14 @@ __all__ = [
     "Attribution",
     "AttributionAccumulator",
     "AttributionSummary",
+    "BesideDense",
     "ClipLensError",
     "Comparison",
     "Covariance",
     "Covariances",
     "Decision",
     "DecoderProjection",
+    "EmbeddedPairs",
     "EmptyPrompt",
     "EvaluationData",
     "Evidence",
@@ -220,6 +237,7 @@ __all__ = [
     "SoftWPMI",
     "SparseCodes",
     "SparseHead",
+    "SparseTraining",
     "SpectrumAnalysis",
     "StreamingClarity",
     "StreamingCovariance",
@@ -240,6 +258,7 @@ __all__ = [
     "analyse_spectrum",
     "attribution_patching",
     "attribution_patching_several",
+    "beside_dense",
     "check_sae",
     "clarity",
     "collect_covariance",
@@ -249,8 +268,10 @@ __all__ = [
     "contrast_target",
     "crop_pictures",
     "crop_references",
+    "dense_clip",
     "direction_target",
     "draw_word",
+    "embed_pairs",
     "embed_references",
     "encode",
     "evaluate_pruning",
@@ -270,6 +291,7 @@ __all__ = [
     "label_uniqueness",
     "load_clip",
     "load_sae",
+    "load_sparse_clip",
     "logit_lens",
     "logit_lens_scores",
     "mask_boxes",
@@ -292,6 +314,7 @@ __all__ = [
     "redundancy",
     "register_family",
     "run_pass",
+    "save_sparse_clip",
     "shuffled_pixels",
     "shuffled_words",
     "softmax_target",
@@ -302,6 +325,7 @@ __all__ = [
     "text_target",
     "train_sae",
     "train_saes",
+    "train_sparse_clip",
 ]
 
 
