@@ -86,6 +86,10 @@ class PruningEvaluation:
         - Against the lowest variance: *does just as well* where the interval lies within the margin, and *not told
           apart* where it is wider and has zero in it: then nothing here speaks for the noise beyond its variance.
 
+        An end of the bootstrap's interval at zero says that no sample was seen to change that way, and not that none
+        would: of `n` samples it is moved to `1 - (1 - confidence) ** (1 / n)`, which is 3 / n for 95 %. So fewer than
+        299 samples cannot show anything to be harmless within a point.
+
         Args:
             margin: how much loss, as a share of samples, counts as none.
 
@@ -105,6 +109,12 @@ class PruningEvaluation:
                 lines.append(f"{rank} of {self.d} dimensions pruned, {measure}: " + " ".join(p for p in parts if p))
         return "\n".join(lines)
 
+    def _ends(self, i: int, j: int, k: int) -> tuple[float, float]:
+        """The interval of a difference, with the rule of three for the side on which no sample changed."""
+        low, high = self.difference_interval[i, j, k].tolist()
+        unseen = 1 - (1 - self.confidence) ** (1 / self.n[k])
+        return -unseen if low == 0 else low, unseen if high == 0 else high
+
     def summary(self) -> str:
         """The verdict, with what was left out."""
         left = [f"No {name}: {why}." for name, why in self.left_out.items()]
@@ -113,7 +123,7 @@ class PruningEvaluation:
 
     def _against_none(self, i: int, k: int, margin: float) -> str:
         j = self.pruned.index(NONE)
-        low, high = self.difference_interval[i, j, k].tolist()
+        low, high = self._ends(i, j, k)
         found = _points(float(self.difference[i, j, k]), low, high)
         if low != low:
             return f"{found} against nothing pruned, with no interval for one sample."
@@ -130,7 +140,7 @@ class PruningEvaluation:
         if RANDOM not in self.pruned:
             return ""
         j = self.pruned.index(RANDOM)
-        low, high = self.difference_interval[i, j, k].tolist()
+        low, high = self._ends(i, j, k)
         found = _points(float(self.difference[i, j, k]), low, high)
         own = float(self.score[i, self.pruned.index(NOISE), k])
         as_good = int((self.draws[i, :, k] >= own).sum())
@@ -145,7 +155,7 @@ class PruningEvaluation:
         if LOWEST not in self.pruned:
             return ""
         j = self.pruned.index(LOWEST)
-        low, high = self.difference_interval[i, j, k].tolist()
+        low, high = self._ends(i, j, k)
         found = _points(float(self.difference[i, j, k]), low, high)
         if low > 0:
             return f"It is better than pruning the dimensions of lowest variance, {found}."

@@ -1,0 +1,171 @@
+"""What the tables of Sparse CLIP share: pairs of the planted world, held-out pictures with their truth, and scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import clip_lens_ext as cle
+from clip_lens_ext.planted import PlantedWorld, normalise
+from clip_lens_ext.planted.backgrounds import BACKGROUNDS
+from clip_lens_ext.planted.roles import CATEGORIES
+from clip_lens_ext.sparse_clip import EmbeddedPairs, code_measures, embed_pairs
+from clip_lens_ext.spectrum.measures import best_rank
+
+N_TRAIN, N_TEST, N_TOP = 6000, 1500, 20
+TEMPLATE = "a photo of a {}"
+# Words that the truth of a picture says nothing of: grammar, sizes and colours.
+NOT_JUDGED = frozenset(
+    "a photo of picture drawing and on with the word sign small large red green blue yellow purple orange white black".split()
+)
+TRAINING: dict[str, Any] = {"batch_size": 500, "n_epochs": 30, "lr": 2e-3}
+WIDTH, CAP = 16, 50.0
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """The world, its dense CLIP, and everything embedded once."""
+
+    world: PlantedWorld
+    dense: cle.HookedCLIP
+    pairs: EmbeddedPairs
+    batch: Any
+    """Held-out pictures, as `PlantedWorld.sample` gives them."""
+    images: Tensor
+    """Their embeddings, `[n d_embed]`."""
+    labels: Tensor
+    """The number of each one's name in `names`."""
+    names: list[str]
+    prompts: Tensor
+    """Embeddings of the prompts of `names`."""
+    captions: Tensor
+    """Embeddings of the distinct captions of the held-out pictures."""
+    own: Tensor
+    """Which captions are a picture's own, bool `[n caption]`."""
+    words: list[str]
+    """Words that a feature may be named by and the truth can judge."""
+    word_vectors: Tensor
+    there: Tensor
+    """Whether what a word names is on a picture, bool `[n word]`."""
+
+    @property
+    def caption_of(self) -> Tensor:
+        """The number of each picture's caption."""
+        return self.own.int().argmax(dim=1)
+
+
+@torch.no_grad()
+def setup(runs: Path) -> Setup:
+    """Draw and embed; the training pairs are kept in `runs`."""
+    runs.mkdir(parents=True, exist_ok=True)
+    world, dense = PlantedWorld(0), cle.planted_clip()
+    file = runs / f"pairs_{N_TRAIN}.safetensors"
+    if file.exists():
+        pairs = EmbeddedPairs.load(file)
+    else:
+        drawn = world.sample(N_TRAIN, seed=21, split="train")
+        pairs = embed_pairs(dense, normalise(drawn.images), drawn.captions)
+        pairs.save(file)
+    batch = world.sample(N_TEST, seed=22, split="test")
+    images = torch.cat([dense.embed_images(part) for part in normalise(batch.images).split(250)])
+    names = list(dict.fromkeys(entry.name for entry in world.classes))
+    labels = torch.tensor([names.index(world.classes[number].name) for number in batch.labels.tolist()])
+    distinct = list(dict.fromkeys(batch.captions))
+    place = torch.tensor([distinct.index(caption) for caption in batch.captions])
+    own = F.one_hot(place, len(distinct)).bool()
+    words = [word for word in world.vocabulary if word not in NOT_JUDGED]
+    there = torch.tensor([[is_there(world, batch, i, word) for word in words] for i in range(len(batch))])
+    return Setup(
+        world, dense, pairs, batch, images, labels, names, dense.embed_texts([TEMPLATE.format(n) for n in names]),
+        dense.embed_texts(distinct), own, words, dense.embed_texts(words), there,
+    )  # fmt: skip
+
+
+def is_there(world: PlantedWorld, batch: Any, picture: int, word: str) -> bool:
+    """Whether a held-out picture has what a word names: background, object by name or category, or the drawn word."""
+    if word in BACKGROUNDS:
+        return bool(batch.backgrounds[picture] == word)
+    entries = [entry for entry in world.classes if entry.object in batch.objects[picture]]
+    if word in CATEGORIES:
+        return any(entry.category == word for entry in entries)
+    drawn = (batch.words[picture] or "").split()
+    return word in drawn or any(word in entry.name.split() for entry in entries)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes of everything held out, `[... d_code]`."""
+
+    images: Tensor
+    prompts: Tensor
+    captions: Tensor
+    words: Tensor
+
+
+@torch.no_grad()
+def codes_of(clip: cle.HookedCLIP, data: Setup) -> Codes:
+    """By the heads of a Sparse CLIP, from the embeddings."""
+    native: Any = clip.native
+    return Codes(
+        native.image_head(data.images), *(native.text_head(part) for part in (data.prompts, data.captions, data.word_vectors))
+    )
+
+
+def accuracy(images: Tensor, prompts: Tensor, labels: Tensor) -> float:
+    """Zero-shot top-1, by cosine; what is equally near counts as nearer."""
+    cosine = F.normalize(images.double(), dim=-1) @ F.normalize(prompts.double(), dim=-1).T
+    return float((best_rank(cosine, F.one_hot(labels, len(prompts)).bool()) == 1).double().mean())
+
+
+def retrieval(images: Tensor, captions: Tensor, own: Tensor) -> tuple[float, float]:
+    """Image to text and text to image R@1."""
+    cosine = F.normalize(images.double(), dim=-1) @ F.normalize(captions.double(), dim=-1).T
+    return tuple(float((best_rank(c, o) == 1).double().mean()) for c, o in ((cosine, own), (cosine.T, own.T)))  # type: ignore[return-value]
+
+
+def named_truth(codes: Codes, data: Setup) -> tuple[float, float, int]:
+    """How often what a feature is named by is on its top pictures; how often by chance; and features that count.
+
+    The name is the word of the greatest code; features with fewer than five active pictures or no word do not count.
+    """
+    found, chance = [], []
+    best = codes.words.max(dim=0)
+    for feature in range(codes.images.shape[1]):
+        activation = codes.images[:, feature]
+        n = min(N_TOP, int((activation > 0).sum()))
+        if n < 5 or best.values[feature] <= 0:
+            continue
+        word = int(best.indices[feature])
+        top = activation.topk(n).indices
+        found.append(float(data.there[top, word].double().mean()))
+        chance.append(float(data.there[:, word].double().mean()))
+    n_counted = len(found)
+    return (sum(found) / n_counted, sum(chance) / n_counted, n_counted) if n_counted else (float("nan"), float("nan"), 0)
+
+
+def row_of(codes: Codes, data: Setup, *, sparse: bool = True) -> dict[str, float]:
+    """All measures of one code."""
+    to_text, to_image = retrieval(codes.images, codes.captions, data.own)
+    found = {"zero-shot": accuracy(codes.images, codes.prompts, data.labels), "i2t": to_text, "t2i": to_image}
+    if not sparse:
+        return found
+    measures = code_measures(codes.images.clamp(min=0), codes.captions[data.caption_of].clamp(min=0), data.images)
+    truth, chance, n = named_truth(codes, data)
+    return found | {
+        "L0 image": measures.l0_image, "L0 text": measures.l0_text, "active": measures.active_share,
+        "clarity": measures.mean_clarity, "clarity baseline": measures.clarity_baseline,
+        "bimodal": measures.bimodal_share, "bimodal chance": measures.bimodal_share_by_chance,
+        "truth": truth, "truth chance": chance, "named": n,
+    }  # fmt: skip
+
+
+def train(data: Setup, *, width: int = WIDTH, cap: float = CAP, seed: int = 0, **settings: Any) -> Any:
+    """Heads on the pairs; `activation` and `k` are of the heads, the rest of the training."""
+    heads = {name: settings.pop(name) for name in ("activation", "k") if name in settings}
+    start = cle.add_sparse_heads(data.dense, width * data.images.shape[1], logit_scale=min(cap, 1 / 0.07), seed=seed, **heads)
+    return cle.train_sparse_clip(start, data.pairs, largest_logit_scale=cap, **{**TRAINING, **settings})
