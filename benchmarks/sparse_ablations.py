@@ -7,11 +7,24 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks.page import table, write_section
-from benchmarks.sparse_setup import CAP, N_TEST, N_TRAIN, TRAINING, WIDTH, codes_of, row_of, setup, train
+from benchmarks.sparse_setup import (
+    CAP,
+    N_TEST,
+    N_TRAIN,
+    TRAINING,
+    WIDTH,
+    accuracy,
+    codes_of,
+    retrieval,
+    row_of,
+    setup,
+    train,
+)
 
 WIDTHS, CAPS, L1, TOPK = (1, 2, 4, 8, 16, 32), (100.0, 50.0, 40.0, 20.0, 10.0), (1e-3, 1e-2, 1e-1), (8, 32, 128)
 HEAD = ["heads", "zero-shot", "image to text", "text to image", "L0 of pictures", "of texts", "features in use",
@@ -23,7 +36,8 @@ def cases() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for width in WIDTHS:
         for activation in ("relu", "none"):
-            found[f"x{width}, {'ReLU' if activation == 'relu' else 'no ReLU'}"] = {"width": width, "activation": activation}
+            name = f"x{width}, {'ReLU' if activation == 'relu' else 'no ReLU'}"
+            found[name] = {"width": width, "activation": activation}
     found |= {f"x{WIDTH}, cap {cap:g}": {"cap": cap} for cap in CAPS if cap != CAP}
     found |= {f"x{WIDTH}, L1 {weight:g}": {"l1": weight} for weight in L1}
     found |= {f"x{WIDTH}, TopK {k}": {"activation": "topk", "k": k} for k in TOPK}
@@ -36,7 +50,8 @@ def shown(name: str, row: dict[str, float]) -> list[str]:
     if "clarity" not in row:
         return [*cells, *["all", "all"], *["-"] * 6]
     return [
-        *cells, f"{row['L0 image']:.0f}", f"{row['L0 text']:.0f}", f"{100 * row['active']:.0f}%", f"{row['clarity']:.3f}",
+        *cells, f"{row['L0 image']:.0f}", f"{row['L0 text']:.0f}", f"{100 * row['active']:.0f}%",
+        f"{row['clarity']:.3f}",
         *(f"{100 * row[key]:.0f}%" for key in ("bimodal", "bimodal chance", "truth", "truth chance")),
     ]  # fmt: skip
 
@@ -46,7 +61,7 @@ def findings(rows: dict[str, dict[str, float]], dense: dict[str, float]) -> list
     relu = [rows[f"x{w}, ReLU"]["zero-shot"] for w in WIDTHS]
     plain = [rows[f"x{w}, no ReLU"]["zero-shot"] for w in WIDTHS]
     l0 = {cap: rows[f"x{WIDTH}, ReLU" if cap == CAP else f"x{WIDTH}, cap {cap:g}"]["L0 image"] for cap in CAPS}
-    falls = all(l0[a] > l0[b] for a, b in zip(CAPS, CAPS[1:], strict=False))
+    falls = all(l0[a] > l0[b] for a, b in pairwise(CAPS))
     l0_of_width = [rows[f"x{w}, ReLU"]["L0 image"] for w in WIDTHS]
     growth = l0_of_width[-1] / l0_of_width[-2]
     penalised = [rows[f"x{WIDTH}, L1 {weight:g}"] for weight in L1]
@@ -86,16 +101,13 @@ def main() -> None:
         found = train(data, output_dir=folder, **settings)
         rows[name] = row_of(codes_of(found.clip, data), data, sparse=settings.get("activation") != "none")
         print(name, {key: round(value, 3) for key, value in rows[name].items()}, flush=True)
-    dense = {"zero-shot": 0.0}
-    from benchmarks.sparse_setup import accuracy, retrieval
-
     to_text, to_image = retrieval(data.images, data.captions, data.own)
     dense = {"zero-shot": accuracy(data.images, data.prompts, data.labels), "i2t": to_text, "t2i": to_image}
     (arguments.runs / "ablations.json").write_text(json.dumps({"dense": dense, **rows}, indent=1))
     baseline = next(row["clarity baseline"] for row in rows.values() if "clarity baseline" in row)
     write_section("sparse_ablations", "\n".join([
-        f"Heads on the embeddings of the planted CLIP, trained on {N_TRAIN:,} pairs for {TRAINING['n_epochs']} epochs with the "
-        f"cap {CAP:g} unless said; measured on {N_TEST:,} held-out pictures. Clarity of all pairs of pictures: "
+        f"Heads on the embeddings of the planted CLIP, trained on {N_TRAIN:,} pairs for {TRAINING['n_epochs']} epochs "
+        f"with the cap {CAP:g} unless said; measured on {N_TEST:,} held-out pictures. Clarity of all pairs of pictures: "
         f"{baseline:.3f}. *Name is there*: share of a feature's top pictures that have what its top word names, by the "
         "world's own truth.", "",
         table(HEAD, [["dense embedding", *(f"{value:.3f}" for value in dense.values()), *["-"] * 8],

@@ -14,15 +14,15 @@ import clip_lens_ext as cle
 from clip_lens_ext.planted import PlantedWorld, normalise
 from clip_lens_ext.planted.backgrounds import BACKGROUNDS
 from clip_lens_ext.planted.roles import CATEGORIES
+from clip_lens_ext.planted.sprites import COLOURS
 from clip_lens_ext.sparse_clip import EmbeddedPairs, code_measures, embed_pairs
 from clip_lens_ext.spectrum.measures import best_rank
 
 N_TRAIN, N_TEST, N_TOP = 6000, 1500, 20
 TEMPLATE = "a photo of a {}"
 # Words that the truth of a picture says nothing of: grammar, sizes and colours.
-NOT_JUDGED = frozenset(
-    "a photo of picture drawing and on with the word sign small large red green blue yellow purple orange white black".split()
-)
+_GRAMMAR = ("a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign", "small", "large")
+NOT_JUDGED = frozenset((*_GRAMMAR, *COLOURS))
 TRAINING: dict[str, Any] = {"batch_size": 500, "n_epochs": 30, "lr": 2e-3}
 WIDTH, CAP = 16, 50.0
 
@@ -111,9 +111,8 @@ class Codes:
 def codes_of(clip: cle.HookedCLIP, data: Setup) -> Codes:
     """By the heads of a Sparse CLIP, from the embeddings."""
     native: Any = clip.native
-    return Codes(
-        native.image_head(data.images), *(native.text_head(part) for part in (data.prompts, data.captions, data.word_vectors))
-    )
+    texts = (native.text_head(part) for part in (data.prompts, data.captions, data.word_vectors))
+    return Codes(native.image_head(data.images), *texts)
 
 
 def accuracy(images: Tensor, prompts: Tensor, labels: Tensor) -> float:
@@ -125,7 +124,8 @@ def accuracy(images: Tensor, prompts: Tensor, labels: Tensor) -> float:
 def retrieval(images: Tensor, captions: Tensor, own: Tensor) -> tuple[float, float]:
     """Image to text and text to image R@1."""
     cosine = F.normalize(images.double(), dim=-1) @ F.normalize(captions.double(), dim=-1).T
-    return tuple(float((best_rank(c, o) == 1).double().mean()) for c, o in ((cosine, own), (cosine.T, own.T)))  # type: ignore[return-value]
+    to_text, to_image = (best_rank(c, o) == 1 for c, o in ((cosine, own), (cosine.T, own.T)))
+    return float(to_text.double().mean()), float(to_image.double().mean())
 
 
 def named_truth(codes: Codes, data: Setup) -> tuple[float, float, int]:
@@ -167,5 +167,6 @@ def row_of(codes: Codes, data: Setup, *, sparse: bool = True) -> dict[str, float
 def train(data: Setup, *, width: int = WIDTH, cap: float = CAP, seed: int = 0, **settings: Any) -> Any:
     """Heads on the pairs; `activation` and `k` are of the heads, the rest of the training."""
     heads = {name: settings.pop(name) for name in ("activation", "k") if name in settings}
-    start = cle.add_sparse_heads(data.dense, width * data.images.shape[1], logit_scale=min(cap, 1 / 0.07), seed=seed, **heads)
+    d_code = width * data.images.shape[1]
+    start = cle.add_sparse_heads(data.dense, d_code, logit_scale=min(cap, 1 / 0.07), seed=seed, **heads)
     return cle.train_sparse_clip(start, data.pairs, largest_logit_scale=cap, **{**TRAINING, **settings})
