@@ -206,18 +206,21 @@ def code_measures(
 
 def check_codes(codes: Tensor | SparseCodes, d_code: int) -> None:
     """Raise `InputError` unless these are codes of so many features, none of them NaN, infinite or negative."""
-    sparse = isinstance(codes, SparseCodes)
-    width = codes.d_sae if sparse else codes.shape[-1] if codes.dim() == 2 else None
-    values = codes.value if sparse else codes
-    if width != d_code or not values.is_floating_point():
-        found = f"SparseCodes of {width}" if sparse else f"{values.dtype} {list(values.shape)}"
+    if isinstance(codes, SparseCodes):
+        values, sample, fits = codes.value, codes.sample, codes.d_sae == d_code
+        found = f"SparseCodes of {codes.d_sae}"
+    else:
+        values, sample, fits = codes, None, codes.dim() == 2 and codes.shape[1] == d_code
+        found = f"{codes.dtype} {list(codes.shape)}"
+    if not fits or not values.is_floating_point():
         raise InputError(f"codes are floats [sample {d_code}] or SparseCodes of as many latents, got {found}")
-    good = torch.isfinite(values) & (values >= 0)
-    if not good.all():
-        first = int((~good if sparse else ~good.all(dim=1)).int().argmax())
-        sample = int(codes.sample[first]) if sparse else first
-        raise InputError(f"the code of sample {sample} of the batch has a NaN, infinite or negative activation: is "
-                         "there a ReLU behind it?")  # fmt: skip
+    bad = ~(torch.isfinite(values) & (values >= 0))
+    if bad.any():
+        first = int(bad.nonzero()[0, 0])
+        raise InputError(
+            f"the code of sample {first if sample is None else int(sample[first])} of the batch has a NaN, infinite or "
+            "negative activation: is there a ReLU behind it?"
+        )
 
 
 def _n_samples(codes: Tensor | SparseCodes) -> int:
