@@ -17,7 +17,7 @@ from clip_lens_ext import cli
 from clip_lens_ext.sparse_clip import ConceptNames, sparse_clip
 from clip_lens_ext.towers.clip import HookedCLIP
 
-WORDS = ["crown", "gear", "heart", "tulip", "moth leaf"]
+WORDS = ["crown", "gear", "heart", "tulip", "bow"]
 
 
 @pytest.fixture(scope="module")
