@@ -34,7 +34,7 @@ def plot_concepts(
     Args:
         names: from `name_concepts`.
         images: the pictures that were named, in any form that `image_batches` can read by position: a folder, a list,
-            a tensor, a Dataset. Floats are stretched to the range of all that are shown.
+            a tensor, a Dataset. Tensors beyond [0, 1] are stretched to the range of all that are shown.
         path: where to write it, as PNG, PDF, SVG or JPEG; None: nowhere.
         features: which, in this order; None: the eight of greatest density that have words and pictures.
         n_images: pictures of a row, at most.
@@ -154,12 +154,10 @@ def _pictures(names: ConceptNames, images: Any, features: list[int], n_images: i
                              "it was")  # fmt: skip
     low = min(float(pixels.min()) for pixels, _ in found.values())
     high = max(float(pixels.max()) for pixels, _ in found.values())
-    if isinstance(images, Tensor):  # of a folder the thumbnails are in 0..1 already
-        scale = max(high - low, 1e-12)
-    else:
-        low, scale = (0.0, 1.0) if low >= 0 and high <= 1 else (low, max(high - low, 1e-12))
+    if low >= 0 and high <= 1:  # as the thumbnails of files are
+        low, high = 0.0, 1.0
     return {
-        sample: ((found[index][0].float() - low) / scale * 255).round().clamp(0, 255).byte()
+        sample: ((found[index][0].float() - low) / max(high - low, 1e-12) * 255).round().clamp(0, 255).byte()
         for sample, index in zip(samples, indexes, strict=True)
     }
 

@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-_BLOCK = 1024
+_BLOCK = 256  # rows at a time: early in training one word may be among the words of every feature
 
 
 class Sets:
