@@ -154,7 +154,7 @@ class StreamingCodeMeasures:
         )  # fmt: skip
 
     def _parts(self) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in ("image", "text", "clarity", "pairs")]
+        return [(name, getattr(self, name)) for name in ("clarity", "image", "text", "pairs")]
 
 
 def code_measures(

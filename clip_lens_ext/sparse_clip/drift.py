@@ -5,6 +5,7 @@ The paper looks at five checkpoints by eye; here each event has a definition, an
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -45,7 +46,8 @@ def concept_drift(
             would be one.
 
     Returns:
-        `ConceptDrift`.
+        `ConceptDrift`. Where the top pictures of other features overlap by `max_overlap` or more in the mean, no switch
+        can be told, which is warned of.
 
     Raises:
         InputError: fewer than two checkpoints, a label twice, other numbers of features, another vocabulary or other
@@ -55,9 +57,11 @@ def concept_drift(
         >>> import clip_lens_ext as cle
         >>> from clip_lens_ext.sparse_clip import name_concepts, sparse_clip
         >>> words = cle.Vocabulary.from_terms(["crown", "gear", "heart"])
-        >>> pixels = cle.planted.normalise(cle.PlantedWorld(0).sample(20, seed=0, split="test").images)
+        >>> pixels = cle.planted.normalise(cle.PlantedWorld(0).sample(40, seed=0, split="test").images)
         >>> names = {
-        ...     step: name_concepts(sparse_clip(cle.planted_clip(), 64, seed=step), words, pixels, progress=False)
+        ...     step: name_concepts(
+        ...         sparse_clip(cle.planted_clip(), 64, seed=step), words, pixels, k_images=3, progress=False
+        ...     )
         ...     for step in (0, 1)
         ... }
         >>> found = concept_drift(names)
@@ -85,6 +89,12 @@ def concept_drift(
         for kind, sets in (("word", words), ("image", pictures))
         for what, measure in (("stability", Sets.own), ("control", Sets.with_others))
     }
+    by_chance = float(stability["image_control"][-1].nanmean())
+    if by_chance >= max_overlap:
+        warnings.warn(
+            f"the top pictures of other features overlap by {by_chance:.2g} in the mean, and a switch needs less than "
+            f"{max_overlap:g}: name with more pictures or a smaller k_images, or raise max_overlap", stacklevel=2,
+        )  # fmt: skip
     merged = [sets.nearest_pairs(min_overlap, n_min) for sets in pictures]
     events: list[DriftEvent] = []
     for step in range(1, len(names)):

@@ -178,6 +178,10 @@ def test_codes_of_an_sae() -> None:
     judge = embeddings_of(700, 0)
     found = code_measures(SparseCodes.from_dense(dense), None, judge)
     assert_same(found, code_measures(dense.amax(dim=1), None, judge))
+    in_parts = StreamingCodeMeasures(D, D_EMBED)
+    for start in range(0, 700, 70):
+        in_parts.update(CodeBatch(dense.amax(dim=1)[start : start + 70], judge[start : start + 70]))
+    assert_same(found, in_parts.result())
     assert math.isnan(found.l0_text)
     assert math.isnan(found.bimodal_share)
     assert math.isnan(found.bimodal_share_by_chance)
@@ -229,6 +233,8 @@ def test_wrong_input() -> None:
         measures.merge(other)
     with pytest.raises(InputError, match="has the band"):
         measures.load_state_dict(other.state_dict())
+    with pytest.raises(InputError, match="another threshold or n_min"):
+        measures.load_state_dict(StreamingCodeMeasures(D, D_EMBED, n_min=3).state_dict())
     with pytest.raises(InputError, match="different threshold"):
         measures.merge(StreamingCodeMeasures(D, D_EMBED, threshold=0.5))
     with pytest.raises(InputError, match=r"\[sample d_code\]"):
