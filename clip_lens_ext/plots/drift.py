@@ -19,9 +19,7 @@ _EVENTS = {"birth": "#1a7f37", "revival": "#0a7f8c", "death": "#57606a", "switch
 _HATCH = {"birth": "", "revival": "//", "death": "xx", "switch": "", "merge": ".."}
 
 
-def plot_drift(
-    drift: ConceptDrift, path: str | os.PathLike[str] | None = None, *, title: str | None = None
-) -> Figure:  # fmt: skip
+def plot_drift(drift: ConceptDrift, path: str | os.PathLike[str] | None = None, *, title: str | None = None) -> Figure:
     """Draw how concepts change over training, in four panels.
 
     - *stability*: mean overlap of words and of pictures with those of the last checkpoint, and dashed the mean overlap
@@ -45,9 +43,11 @@ def plot_drift(
         >>> import torch, clip_lens_ext as cle
         >>> from clip_lens_ext.sparse_clip import concept_drift, name_concepts, sparse_clip
         >>> words = cle.Vocabulary.from_terms(["crown", "gear", "heart"])
-        >>> pixels = cle.planted.normalise(cle.PlantedWorld(0).sample(10, seed=0, split="test").images)
+        >>> pixels = cle.planted.normalise(cle.PlantedWorld(0).sample(40, seed=0, split="test").images)
         >>> names = [
-        ...     name_concepts(sparse_clip(cle.planted_clip(), 32, seed=seed), words, pixels, progress=False)
+        ...     name_concepts(
+        ...         sparse_clip(cle.planted_clip(), 32, seed=seed), words, pixels, k_images=3, progress=False
+        ...     )
         ...     for seed in (0, 1)
         ... ]
         >>> [axes.get_label() for axes in plot_drift(concept_drift(list(enumerate(names)))).axes]
@@ -68,9 +68,7 @@ def plot_drift(
         "stability": "Overlap with the last checkpoint", "modality": "Modality score: 0 texts, 1 pictures",
         "density": "Density: mean activation of a feature", "events": "What happened since the checkpoint before",
     }  # fmt: skip
-    for number, (label, draw) in enumerate(
-        zip(titles, (_stability, _modality, _density, _events), strict=True)
-    ):  # fmt: skip
+    for number, (label, draw) in enumerate(zip(titles, (_stability, _modality, _density, _events), strict=True)):
         left, top = _LEFT[number % 2], _TOP[number // 2]
         page.text(left, top - 0.3, titles[label], size=10, weight="bold")
         axes = page.axes(left, top, _WIDE, _HIGH, label=label)

@@ -79,6 +79,4 @@ class Sets:
             close = (value >= least) & (value >= greatest[row])
             found += zip(row[close].tolist(), column[close].tolist(), value[close].tolist(), strict=True)
         # Overlaps are quotients of the same two counts both ways round, so equal ones are equal to the bit.
-        return {
-            (one, two): value for one, two, value in found if one < two and value == greatest[one] == greatest[two]
-        }
+        return {(one, two): value for one, two, value in found if one < two and value == greatest[one] == greatest[two]}
