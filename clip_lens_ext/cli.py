@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_lens_ext.cli_name import add_name
 from clip_lens_ext.cli_sae import add_check_sae, add_train_sae
 from clip_lens_ext.cli_sparse import add_train_sparse
 from clip_lens_ext.cli_spectrum import add_spectrum
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train_sae(commands)
     add_spectrum(commands)
     add_train_sparse(commands)
+    add_name(commands)
     return parser
 
 

@@ -27,7 +27,7 @@ LAYERS = [
     {"explanation", "noise_attribution_result", "noise_latents"},
     {"explain", "noise_attribution"},
     {"plots", "report"},
-    {"cli_sae", "cli_sparse", "cli_spectrum"},
+    {"cli_name", "cli_sae", "cli_sparse", "cli_spectrum"},
     {"cli"},
     {"__main__"},
 ]

@@ -6,7 +6,8 @@ many images there are.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,6 +142,24 @@ class StreamingClarity:
         self._sums.total += other._sums.total
         self._count += other._count
         return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs, for a checkpoint."""
+        return {
+            "total": self._sums.total.clone(), "count": self._count.clone(), "threshold": self.threshold,
+            "n_min": self.n_min,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Become what `state_dict` said.
+
+        Raises:
+            InputError: the state is of other sizes, or of another threshold or least number of images.
+        """
+        mine = list(self._sums.total.shape), self.threshold, self.n_min
+        if mine != (list(state["total"].shape), state["threshold"], state["n_min"]):
+            raise InputError("the state is of other sizes, or was counted with another threshold or n_min")
+        self._sums.total, self._count = state["total"].clone(), state["count"].clone()
 
     def result(self) -> LatentScores:
         """The clarity of every latent; NaN where fewer than `n_min` images activate it."""

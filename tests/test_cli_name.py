@@ -1,0 +1,102 @@
+"""`clip-lens name` from the outside."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import clip_lens_ext as cle
+from clip_lens_ext import cli
+from clip_lens_ext.sparse_clip import ConceptNames, sparse_clip
+from clip_lens_ext.towers.clip import HookedCLIP
+
+WORDS = ["crown", "gear", "heart", "tulip", "bow"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, one of them broken, and a vocabulary beside it."""
+    root = tmp_path_factory.mktemp("root")
+    (root / "photos").mkdir()
+    for number, pixels in enumerate(cle.PlantedWorld(0).sample(12, seed=3, split="test").images):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(root / "photos" / f"{number:02}.png")
+    (root / "photos" / "05.png").write_bytes(b"no picture")
+    (root / "words.txt").write_text("\n".join(WORDS))
+    (root / "captions.txt").write_text("a photo of a gear\na photo of a gear\n\na photo of a heart\n")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _a_folder_with_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for the folder that training writes: a head by its seed."""
+
+    def load_sparse_clip(path: str, *, device: str | None = None) -> HookedCLIP:
+        return sparse_clip(cle.planted_clip(device), 64, seed=int(Path(path).name))
+
+    store = types.ModuleType("clip_lens_ext.sparse_clip.store")
+    store.load_sparse_clip = load_sparse_clip  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, store.__name__, store)
+
+
+def test_a_folder(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = cli.main([
+        "name", str(photos / "photos"), "--model", "7", "--vocabulary", str(photos / "words.txt"), "--texts",
+        str(photos / "captions.txt"), "--words", "3", "--pictures", "4", "--top", "5", "--by", "agreement", "--out",
+        str(out), "--no-progress",
+    ])  # fmt: skip
+    printed, err = capsys.readouterr()
+    assert code == 0, err
+    assert "1 images skipped (05.png: " in err
+    found = ConceptNames.load(out / "concepts.safetensors")
+    assert (found.k_words, found.k_images, found.n_texts, found.images.n_samples) == (3, 4, 3, 11)
+    top = found.top(5, by="agreement")
+    lines = printed.splitlines()
+    first = lines.index("features of greatest agreement that have words and pictures") + 2
+    for line, feature in zip(lines[first : first + 5], top, strict=True):
+        concept = found.of(feature)
+        assert line.split()[:3] == [str(feature), f"{concept.agreement:+.3f}", f"{concept.control:+.3f}"]
+        assert line.endswith(", ".join(word.name for word in concept.words))
+    frame = pd.read_csv(out / "concepts.csv")
+    assert frame.agreement.tolist() == pytest.approx(found.agreement.tolist(), nan_ok=True)
+    told = json.loads((out / "concepts.json").read_text(), parse_constant=pytest.fail)
+    assert [one["name"] for one in told["features"]] == list(found.names)
+    assert told["skipped"][0]["name"] == "05.png"
+    with Image.open(out / "concepts.png") as picture:
+        assert picture.width > 800
+    with torch.no_grad():
+        codes = sparse_clip(cle.planted_clip(), 64, seed=7).embed_texts(WORDS)
+    assert found.names[top[0]] == WORDS[int(codes[:, top[0]].argmax())]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--top": "0"}, "--top takes a positive number"),
+        ({"--vocabulary": "nothing.txt"}, "cannot read terms"),
+        ({"--texts": "nothing.txt"}, "cannot read texts"),
+        ({"images": "nothing"}, "no such folder of images"),
+    ],
+)
+def test_wrong_input(
+    changed: dict[str, str], message: str, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = {"images": str(photos / "photos"), "--model": "7", "--vocabulary": str(photos / "words.txt"),
+             "--out": str(tmp_path / "out"), **changed}  # fmt: skip
+    flags = [part for name, value in given.items() if name != "images" for part in (name, value)]
+    assert cli.main(["name", given["images"], *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_is_a_file(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(photos / "words.txt")
+    assert cli.main(["name", str(photos / "photos"), "--model", "7", "--vocabulary", out, "--out", out]) == 2
+    assert "is a file" in capsys.readouterr().err
