@@ -48,14 +48,19 @@ class Pairs:
         if len(self.train) == 0:
             raise InputError(f"of {len(ids)} pairs none is left to train on: hold out less than {held_out}")
         self.longest = int(self.n_tokens[self.train].max()) - 1
+        self._orders: dict[int, Tensor] = {}
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """The pairs of a step, a function of seed and step alone."""
         n = len(self.train)
         places = range(step * size, (step + 1) * size)
-        orders = {epoch: torch.randperm(n, generator=torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + epoch))
-                  for epoch in {place // n for place in places}}  # fmt: skip
-        return self._rows(self.train[torch.stack([orders[place // n][place % n] for place in places])])
+        self._orders = {epoch: self._orders[epoch] if epoch in self._orders else self._order(epoch)
+                        for epoch in {place // n for place in places}}  # fmt: skip
+        return self._rows(self.train[torch.stack([self._orders[place // n][place % n] for place in places])])
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + epoch)
+        return torch.randperm(len(self.train), generator=generator)
 
     @torch.no_grad()
     def held_out_loss(self) -> float:

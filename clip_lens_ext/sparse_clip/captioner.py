@@ -127,7 +127,8 @@ class SparseCaptioner(nn.Module):
         """
         checked_codes(codes, self.d_code)
         checked_count(batch_size, "batch_size")
-        if self.n_positions is not None and self.n_prefix + checked_count(max_tokens, "max_tokens") > self.n_positions:
+        checked_count(max_tokens, "max_tokens")
+        if self.n_positions is not None and self.n_prefix + max_tokens > self.n_positions:
             raise InputError(f"{self.n_prefix} prefix vectors and {max_tokens} tokens do not fit into the "
                              f"{self.n_positions} places of the language model")  # fmt: skip
         training = self.training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -20,7 +21,7 @@ from clip_lens_ext.sparse_clip.decomposition_result import Decomposition
 from clip_lens_ext.sparse_clip.nonnegative_lasso import Solved, duality_gap, solve
 
 Solver = Literal["working_set", "sklearn"]
-_SEARCH_STEPS = 24
+_SEARCH_STEPS = 20
 _CLOSE = 0.02  # relative distance at which a mean number of words counts as the one asked for
 
 
@@ -73,8 +74,8 @@ def decompose(
             or a word that is its own mean and so has no direction.
 
     Numerics:
-        In float64. The objective of a sample is at most its gap above the minimum, and `1/2 |D'(w - w*)|^2` is at most
-        its gap too.
+        In float64, on the CPU. The objective of a sample is at most its gap above the minimum, and
+        `1/2 |D'(w - w*)|^2` is at most its gap too.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.1, 1.0], [1.0, 0.0, 0.2]])
@@ -95,12 +96,12 @@ def decompose(
             raise InputError(f"{name} is above zero and finite, got {value!r}")
     checked_count(max_iter, "max_iter")
     checked_count(batch_size, "batch_size")
-    unit = _unit(embeddings, "embeddings", [f"number {i}" for i in range(len(embeddings))])
+    unit = _unit(embeddings, "embeddings")
     words = _unit(terms.vectors, "terms", terms.terms)
     if unit.shape[1] != words.shape[1]:
         raise InputError(f"embeddings of {unit.shape[1]} numbers and terms of {words.shape[1]}: are they of one model?")
     m_image, m_term = _mean(unit, image_mean, "image_mean"), _mean(words, term_mean, "term_mean")
-    u = _unit(unit - m_image, "centred embeddings", [f"number {i}" for i in range(len(unit))])
+    u = _unit(unit - m_image, "centred embeddings")
     dictionary = _unit(words - m_term, "centred terms", terms.terms)
     if l1 is None:
         assert l0 is not None
@@ -130,7 +131,7 @@ def decompose(
     return found.with_cosines(unit, u)
 
 
-def _unit(vectors: Tensor, what: str, names: list[str] | tuple[str, ...]) -> Tensor:
+def _unit(vectors: Tensor, what: str, names: Sequence[str] | None = None) -> Tensor:
     """Of unit length in float64, and each with a direction."""
     if not isinstance(vectors, Tensor) or vectors.dim() != 2 or vectors.numel() == 0 or not vectors.is_floating_point():
         shown = f"{vectors.dtype} {list(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
@@ -141,7 +142,8 @@ def _unit(vectors: Tensor, what: str, names: list[str] | tuple[str, ...]) -> Ten
     wrong = (~torch.isfinite(length) | (length < 1e-7)).nonzero().flatten().tolist()
     if wrong:
         why = " (it is equal to the mean: pass a mean over more of them)" if what.startswith("centred") else ""
-        raise InputError(f"{what}: {names[wrong[0]]!r} is zero or not finite, and has no direction{why}")
+        which = f"number {wrong[0]}" if names is None else repr(names[wrong[0]])
+        raise InputError(f"{what}: {which} is zero or not finite, and has no direction{why}")
     return F.normalize(vectors, dim=1)
 
 
@@ -160,19 +162,20 @@ def _search(
     high = float((u @ dictionary.T).max())
     if high <= 0:
         raise InputError("no word correlates with any embedding, so there is no weight above zero to ask for")
-    low, best = high * 1e-4, (math.inf, high)
-    greatest = 0.0
-    for step in tqdm(range(_SEARCH_STEPS), desc=f"l1 for an L0 of {l0:g}", disable=not progress):
-        l1 = low if step == 0 else math.sqrt(low * high)  # the first shows what can be reached at all
-        active = sum(int((solve(dictionary, rows, l1, tol=max(tol, 1e-5), max_iter=max_iter).weights > 0).sum())
-                     for rows in u.split(batch_size)) / len(u)  # fmt: skip
-        greatest = max(greatest, active)
-        best = min(best, (abs(active - l0), l1))
-        if step == 0 and active < l0:
-            raise InputError(f"an L0 of {l0:g} is out of reach: the words give {greatest:.1f} at most")
-        if abs(active - l0) <= _CLOSE * l0:
-            break
-        low, high = (l1, high) if active > l0 else (low, l1)
+    low, l1, best = 0.0, high / 2, (math.inf, high)
+    with tqdm(desc=f"l1 for an L0 of {l0:g}", disable=not progress) as bar:
+        for _ in range(_SEARCH_STEPS):
+            active = sum(int((solve(dictionary, rows, l1, tol=max(tol, 1e-5), max_iter=max_iter).weights > 0).sum())
+                         for rows in u.split(batch_size)) / len(u)  # fmt: skip
+            best = min(best, (abs(active - l0), l1))
+            bar.update()
+            if abs(active - l0) <= _CLOSE * l0:
+                break
+            low, high = (l1, high) if active > l0 else (low, l1)
+            # Downwards by halves first: a small penalty is the dearest to solve.
+            l1 = math.sqrt(low * high) if low else high / 2
+    if not low and best[0] > _CLOSE * l0:
+        raise InputError(f"an L0 of {l0:g} is out of reach: with l1={best[1]:.2g} the words give {l0 - best[0]:.1f}")
     return best[1]
 
 
