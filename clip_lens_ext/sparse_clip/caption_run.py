@@ -74,7 +74,7 @@ class Pairs:
         return total / int(self.n_tokens[self.held].sum())
 
     def _rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        device = self.captioner.adapter[0].weight.device
+        device = next(self.captioner.adapter.parameters()).device
         n_tokens = self.n_tokens[rows]
         ids = self.ids[rows, : int(n_tokens.max())]
         return self.codes[rows.to(self.codes.device)].to(device), ids.to(device), n_tokens.to(device)

@@ -101,7 +101,8 @@ def caption_steering(
 
     n_arm = 1 + n_controls
     before, judged_before = said(data.codes)
-    texts, judged = [], []
+    texts: list[str] = []
+    judged: list[Tensor] = []
     with tqdm(total=len(values) * n_arm, desc="captions of steered codes", disable=not progress) as bar:
         for strength in values:
             for arm in range(n_arm):

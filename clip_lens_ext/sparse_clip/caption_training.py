@@ -130,9 +130,9 @@ def train_captioner(
         >>> words = WordTokenizer(["a", "red", "blue", "star"])
         >>> config = GPT2Config(vocab_size=words.vocab_size, n_positions=16, n_embd=16, n_layer=1, n_head=2)
         >>> captioner, codes = sparse_captioner(config, words, d_code=2), torch.eye(2)
-        >>> training = train_captioner(captioner, codes, ["a red star", "a blue star"], joint_steps=60, held_out=0,
+        >>> training = train_captioner(captioner, codes, ["a red star", "a blue star"], joint_steps=100, held_out=0,
         ...                            batch_size=2, joint_lr=1e-2, progress=False)
-        >>> captioner.generate(codes).texts
+        >>> captioner.generate(codes, max_tokens=8).texts
         ('a red star', 'a blue star')
 
     Reference:

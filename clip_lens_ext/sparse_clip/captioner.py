@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -71,15 +71,15 @@ class SparseCaptioner(nn.Module):
         if not hasattr(language_model, "get_input_embeddings") or not hasattr(language_model, "config"):
             kind = type(language_model).__name__
             raise InputError(f"a causal language model of transformers is needed, got a {kind}")
-        self.language_model: Any = language_model
-        embedding = self.language_model.get_input_embeddings().weight
+        self.language_model = cast(Any, language_model)
+        embedding: Tensor = self.language_model.get_input_embeddings().weight
         if tokenizer.n_ids > len(embedding):
             raise InputError(f"the tokenizer has {tokenizer.n_ids} ids, and the language model embeds {len(embedding)}")
         self.tokenizer, self.d_code, self.n_prefix, self.d_hidden = tokenizer, d_code, n_prefix, d_hidden
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            layers = nn.Linear(d_code, d_hidden), nn.Linear(d_hidden, n_prefix * embedding.shape[1])
-        self.adapter = nn.Sequential(layers[0], nn.GELU(), layers[1]).to(embedding)
+            first, last = nn.Linear(d_code, d_hidden), nn.Linear(d_hidden, n_prefix * embedding.shape[1])
+        self.adapter = nn.Sequential(first, nn.GELU(), last).to(embedding.device, embedding.dtype)
 
     @property
     def n_positions(self) -> int | None:
@@ -88,8 +88,9 @@ class SparseCaptioner(nn.Module):
 
     def prefix(self, codes: Tensor) -> Tensor:
         """Prefix vectors `[sample n_prefix d_model]` of codes `[sample d_code]`."""
-        first = self.adapter[0].weight
-        return self.adapter(checked_codes(codes, self.d_code).to(first)).unflatten(-1, (self.n_prefix, -1))
+        weight = next(self.adapter.parameters())
+        codes = checked_codes(codes, self.d_code).to(weight.device, weight.dtype)
+        return self.adapter(codes).unflatten(-1, (self.n_prefix, -1))
 
     def forward(self, codes: Tensor, ids: Tensor) -> Tensor:
         """Logits `[sample token id]`: those at place `t` are of the token `t`, given the code and the tokens before it.
@@ -223,7 +224,7 @@ def sparse_captioner(
     if isinstance(language_model, PreTrainedConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: nn.Module = AutoModelForCausalLM.from_config(language_model)
+            model: Any = AutoModelForCausalLM.from_config(language_model)
     elif isinstance(language_model, str | os.PathLike):
         model = _pretrained(language_model)
     else:
@@ -238,7 +239,8 @@ def _pretrained(name: str | os.PathLike[str]) -> nn.Module:
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True)
+        model, report = loaded
     except Exception as error:  # transformers, safetensors and the hub each have their own
         raise LoadError(f"{name} could not be loaded as a causal language model: {type(error).__name__}: {error}")\
             from error  # fmt: skip

@@ -206,8 +206,14 @@ def _joined(parts: list[SparseCodes]) -> SparseCodes:
     n_sample = sum(part.n_sample for part in parts)
     starts = [sum(part.n_sample for part in parts[:i]) for i in range(len(parts))]
     return SparseCodes(
-        torch.cat([part.sample + start for part, start in zip(parts, starts, strict=True)]),
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("token", "latent", "value")),
-        n_sample, 1, parts[0].d_sae, position=torch.full((n_sample, 1), -1), hook_name="hook_embedding",
+        sample=torch.cat([part.sample + start for part, start in zip(parts, starts, strict=True)]),
+        token=torch.cat([part.token for part in parts]),
+        latent=torch.cat([part.latent for part in parts]),
+        value=torch.cat([part.value for part in parts]),
+        n_sample=n_sample,
+        n_token=1,
+        d_sae=parts[0].d_sae,
+        position=torch.full((n_sample, 1), -1),
+        hook_name="hook_embedding",
         token_scope="pooled",
-    )  # fmt: skip
+    )
