@@ -76,7 +76,10 @@ def checked_labels(labels: Any, n_sample: int, n_class: int) -> Tensor:
         >>> checked_labels([1, 0], 2, 2)
         tensor([1, 0])
     """
-    found = torch.as_tensor(labels)
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels are whole numbers, one for each of {n_sample} samples; got {labels!r}"[:300]) from error
     if found.shape != (n_sample,) or found.is_floating_point() or found.dtype == torch.bool:
         raise InputError(f"labels are whole numbers, one for each of {n_sample} samples; got {found.dtype} "
                          f"{list(found.shape)}")  # fmt: skip

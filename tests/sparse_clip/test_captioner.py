@@ -242,8 +242,8 @@ def test_wrong_input() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    text=st.lists(st.sampled_from(["a", "glass", "moth", "kite", "red", "river"]), max_size=7).map(" ".join),
-    classes=st.sets(st.sampled_from(["glass", "glass moth", "moth", "kite", "red kite", "river red kite"]), min_size=1),
+    text=st.lists(st.sampled_from(["a", "glass", "glass moth", "kite", "red kite", "river"]), max_size=6).map(" ".join),
+    classes=st.sets(st.sampled_from(["glass", "glass moth", "moth", "kite", "red kite", "river red kite"]), min_size=3),
 )  # fmt: skip
 def test_named_classes_by_a_pattern(text: str, classes: set[str]) -> None:
     pattern = "|".join(rf"\b{name}\b" for name in sorted(classes, key=len, reverse=True))
@@ -262,13 +262,13 @@ def trained(planted_sparse: cle.HookedCLIP) -> Trained:
     world, tokenizer = PlantedWorld(0), planted_sparse.tokenizer
     names = [entry.name for entry in world.unambiguous_classes]
     assert isinstance(tokenizer, WordTokenizer)
-    train_on = world.sample(700, seed=11, split="train", classes=names)
+    train_on = world.sample(1600, seed=11, split="train", classes=names)
     test = world.sample(48, seed=11, split="test", classes=names)
     with torch.no_grad():
         codes = torch.cat([planted_sparse.embed_images(part) for part in normalise(train_on.images).split(100)])
-    config = config_of(tokenizer.vocab_size, n_embd=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    config = config_of(tokenizer.vocab_size, n_embd=64)
     captioner = sparse_captioner(config, tokenizer, codes.shape[1], d_hidden=128)
-    training = train_captioner(captioner, codes, train_on.captions, joint_steps=350, joint_lr=3e-3, batch_size=64,
+    training = train_captioner(captioner, codes, train_on.captions, joint_steps=350, joint_lr=2e-3, batch_size=64,
                                progress=False)  # fmt: skip
     labels = [names.index(world.classes[int(label)].name) for label in test.labels]
     data = SteeringData.from_clip(planted_sparse, normalise(test.images), labels, names, k=8, progress=False)
@@ -276,27 +276,26 @@ def trained(planted_sparse: cle.HookedCLIP) -> Trained:
 
 
 def test_planted_captions_are_learnt(trained: Trained) -> None:
-    held = trained.training.held_out_loss
-    assert float(held[-1]) < float(held[0]) < float(trained.training.loss[0])
+    assert float(trained.training.held_out_loss[-1]) < float(trained.training.loss[0]) / 2
     found = trained.captioner.generate(trained.data.codes, max_tokens=20)
     assert all(found.ended)
     right = [trained.data.classes[int(label)] in named_classes(text, trained.data.classes)
              for text, label in zip(found.texts, trained.data.labels, strict=True)]  # fmt: skip
-    assert sum(right) / len(right) > 0.5
+    assert sum(right) / len(right) > 0.7
     assert trained.captioner.generate(trained.data.codes, max_tokens=20) == found
 
 
 def test_steered_captions(trained: Trained, tmp_path: Path) -> None:
     captioner, data, longest = trained.captioner, trained.data, trained.training.longest
-    strengths = (1.0, 4.0)
+    strengths = (1.0, 8.0)
     found = caption_steering(captioner, data, longest=longest, strengths=strengths, n_controls=1, n_bootstrap=100,
                              progress=False)  # fmt: skip
     frame = found.to_frame()
     assert list(frame.arm) == ["as is", "concept", "control", "concept", "control"]
     strong, control = frame.iloc[3], frame.iloc[4]
-    assert strong.success > 0.4 > 0.15 > control.success
-    assert strong.success_over_control_low > 0.2
-    assert strong.kept < 0.2 < control.kept
+    assert strong.success > 0.3 > 0.1 > control.success
+    assert strong.success_over_control_low > 0.15
+    assert strong.kept < 0.35 < control.kept
     for s, strength in enumerate(strengths):
         for arm in range(2):
             for picture in range(len(data.codes)):

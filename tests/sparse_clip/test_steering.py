@@ -288,6 +288,7 @@ def test_on_a_planted_sparse_clip(planted_sparse: cle.HookedCLIP, tmp_path: Any)
     (lambda data: {"labels": torch.tensor([0, 1])}, "one for each of 6"),
     (lambda data: {"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, "labels are in 0..2"),
     (lambda data: {"labels": data.labels.float()}, "whole numbers"),
+    (lambda data: {"labels": ["class 0"] * 6}, "whole numbers"),
     (lambda data: {"codes": data.codes[:, 1:]}, "codes of pictures are floats"),
     (lambda data: {"codes": -data.codes}, "negative"),
     (lambda data: {"class_codes": data.class_codes[:2]}, "there are 3 classes"),
