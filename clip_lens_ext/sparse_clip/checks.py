@@ -79,7 +79,8 @@ def checked_labels(labels: Any, n_sample: int, n_class: int) -> Tensor:
     try:
         found = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"labels are whole numbers, one for each of {n_sample} samples; got {labels!r}"[:300]) from error
+        shown = repr(labels)[:80]
+        raise InputError(f"labels are whole numbers, one for each of {n_sample} samples; got {shown}") from error
     if found.shape != (n_sample,) or found.is_floating_point() or found.dtype == torch.bool:
         raise InputError(f"labels are whole numbers, one for each of {n_sample} samples; got {found.dtype} "
                          f"{list(found.shape)}")  # fmt: skip
