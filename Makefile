@@ -52,6 +52,10 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 	$(BIN)/python -m benchmarks.covariance
 	$(BIN)/python -m benchmarks.noise_truth
 	$(BIN)/python -m benchmarks.planted_spectrum
+	$(BIN)/python -m benchmarks.sparse_ablations
+	$(BIN)/python -m benchmarks.sparse_methods
+	$(BIN)/python -m benchmarks.sparse_steering
+	$(BIN)/python -m benchmarks.sparse_drift
 	$(BIN)/python -m benchmarks.planted
 	$(BIN)/python -m benchmarks.transcripts
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
@@ -90,9 +91,11 @@ def edits_of_text(world: PlantedWorld, words: list[str]) -> list[cle.Interventio
     rng = random.Random(33)
     found = []
     for word in words:
-        other = "".join(rng.choice(LETTERS) for _ in word)
+        # Another one on each picture: a single one may happen to look like the word, or like that of another prompt.
+        others = ["".join(rng.choice(LETTERS) for _ in word) for _ in empty]
         written = world.draw_word(empty, word)
-        controls = {"another word": normalise(world.draw_word(empty, other)),
+        another = torch.cat([world.draw_word(one[None], other) for one, other in zip(empty, others, strict=True)])
+        controls = {"another word": normalise(another),
                     "an empty plate": normalise(empty_plate(empty, written))}  # fmt: skip
         found.append(cle.Intervention(f"draw {word}", "text_drawn", neutral, normalise(written), word, controls))
     # Where text is on a picture, and which, is what a text detector says; here the world says it.
@@ -167,6 +170,54 @@ def auroc_of(trained_: Trained) -> dict[str, Tensor]:
     return found
 
 
+def learned(trained_: Trained) -> dict[str, dict[str, float]]:
+    """Kind -> name -> how well the prompt's own cosine shows that the *model* does what was planted; an AUROC.
+
+    The planted overlay or background on pictures of all else, beside the same pictures without it; the word drawn on
+    neutral pictures, beside other words; of a polysemous name its objects, each beside pictures of all else, and the
+    worse of them; of a compound the part's word and its object. At 0.5 the model has learned nothing to be flagged.
+    """
+    world, clip = trained_.world, trained_.clip
+    batch = world.sample(N_PROBE, seed=42, split="test", overlay=None, word=None)
+    pictures = predictions(trained_, batch.images)
+    found: dict[str, dict[str, float]] = {}
+    for kind, of_kind in planted(world).items():
+        for name, things in of_kind.items():
+            if kind == "typographic":
+                neutral, rng = world.backdrops(200, seed=41), random.Random(43)
+                other = ["".join(rng.choice(LETTERS) for _ in name) for _ in neutral]
+                before = torch.cat([world.draw_word(one[None], word) for one, word in zip(neutral, other, strict=True)])
+                after = world.draw_word(neutral, name)
+            elif kind == "artifact":
+                own = {entry.object for entry in world.classes if entry.name == name}
+                rest = torch.tensor([not own & set(objects) for objects in batch.objects])
+                swapped = {"background": things[0]} if things[0] in BACKGROUNDS else {"overlay": things[0]}
+                edited = world.sample(N_PROBE, seed=42, split="test", **{"overlay": None, "word": None, **swapped})
+                before, after = batch.images[rest], edited.images[rest]
+            else:
+                word = name if kind == "polysemous" else next(
+                    compound.part_word for compound in world.key.compounds if compound.phrase == name
+                )  # fmt: skip
+                vector = clip.embed_texts(TEMPLATE.format(word), normalize=True).detach()
+                shown = [torch.tensor([thing in objects for objects in batch.objects]) for thing in things]
+                value = pictures @ vector.T
+                areas = []
+                for own_thing, others in zip(shown, (torch.stack(shown).any(0) & ~one for one in shown), strict=True):
+                    areas.append(float(auroc(value[~others], own_thing[~others])))
+                found.setdefault(kind, {})[name] = min(areas)
+                continue
+            vector = clip.embed_texts(TEMPLATE.format(name), normalize=True).detach()
+            value = torch.cat([predictions(trained_, after), predictions(trained_, before)]) @ vector.T
+            found.setdefault(kind, {})[name] = float(auroc(value, torch.arange(len(value)) < len(after)))
+    return found
+
+
+@torch.no_grad()
+def predictions(trained_: Trained, images: Tensor) -> Tensor:
+    """Embeddings of unit length, `[picture d_embed]`."""
+    return torch.cat([trained_.clip.embed_images(some, normalize=True) for some in normalise(images).split(200)])
+
+
 def activations(trained_: Trained, images: Tensor) -> Tensor:
     """Greatest activation over the tokens, `[picture d_sae]`."""
     found = []
@@ -184,7 +235,7 @@ def auroc(value: Tensor, shown: Tensor) -> Tensor:
 
 def scored(trained_: Trained, flags: cle.Flags) -> dict[str, Any]:
     """What was hit, what was flagged without a reason, and what could be found at all."""
-    world, about = trained_.world, auroc_of(trained_)
+    world, about, by_model = trained_.world, auroc_of(trained_), learned(trained_)
     found: dict[str, Any] = {}
     for kind, of_kind in planted(world).items():
         flagged: dict[str, list[dict[str, Any]]] = {}
@@ -200,18 +251,19 @@ def scored(trained_: Trained, flags: cle.Flags) -> dict[str, Any]:
                 if any(one["right_subject"] and (one["auroc"] or 0) >= ABOUT for one in entries)]  # fmt: skip
         best = {name: max(float(about[f"{kind} {what}"].max()) for what in things) for name, things in of_kind.items()}
         found[kind] = {"flagged": flagged, "hits": hits, "planted": sorted(of_kind), "best_latent": best,
-                       "findable": sorted(name for name, area in best.items() if area >= ABOUT)}  # fmt: skip
+                       "model": by_model[kind],
+                       "learned": sorted(name for name in of_kind if by_model[kind][name] >= ABOUT),
+                       "findable": sorted(name for name, area in best.items()
+                                          if area >= ABOUT and by_model[kind][name] >= ABOUT)}  # fmt: skip
     return found
 
 
-def rates(entry: dict[str, Any]) -> tuple[float, float, float]:
-    """Precision, recall of what is planted, and recall of what is findable; 1 where there is nothing to divide by."""
-    hits, findable = set(entry["hits"]), set(entry["findable"])
-    return (
-        len(hits) / max(len(entry["flagged"]), 1) if entry["flagged"] else 1.0,
-        len(hits) / max(len(entry["planted"]), 1),
-        len(hits & findable) / len(findable) if findable else 1.0,
-    )
+def rates(entry: dict[str, Any]) -> tuple[float, ...]:
+    """Precision, and recall of what is planted, learned and findable; NaN where there is nothing to divide by."""
+    hits, flagged = set(entry["hits"]), entry["flagged"]
+    recalls = [len(hits & set(entry[of])) / len(entry[of]) if entry[of] else math.nan
+               for of in ("planted", "learned", "findable")]  # fmt: skip
+    return (len(hits) / len(flagged) if flagged else math.nan, *recalls)
 
 
 def section(results: dict[int, dict[str, Any]]) -> str:
@@ -219,23 +271,27 @@ def section(results: dict[int, dict[str, Any]]) -> str:
     rows = []
     for kind in KINDS:
         by_seed = {seed: rates(result[kind]) for seed, result in results.items()}
-        for seed, (precision, recall, of_findable) in by_seed.items():
+        for seed, found in by_seed.items():
             entry = results[seed][kind]
             missed = ", ".join(sorted(set(entry["planted"]) - set(entry["hits"]))) or "none"
             wrong = ", ".join(sorted(set(entry["flagged"]) - set(entry["hits"]))) or "none"
-            rows.append([kind, str(seed), f"{precision:.2f}", f"{recall:.2f}", f"{of_findable:.2f}",
-                         f"{len(entry['findable'])} of {len(entry['planted'])}", missed, wrong])  # fmt: skip
-        means = [mean(values) for values in zip(*by_seed.values(), strict=True)]
-        rows.append([f"**{kind}**", "mean", *(f"**{value:.2f}**" for value in means), "", "", ""])
-    header = ["kind", "seed", "precision", "recall", "recall of findable", "findable", "missed", "flagged in error"]
+            not_learned = [f"{name} ({entry['model'][name]:.2f})" for name in entry["planted"] if name not in entry["learned"]]
+            no_latent = [f"{name} ({entry['best_latent'][name]:.2f})" for name in entry["learned"] if name not in entry["findable"]]
+            rows.append([kind, str(seed), *("-" if math.isnan(value) else f"{value:.2f}" for value in found),
+                         ", ".join(not_learned) or "none", ", ".join(no_latent) or "none", missed, wrong])  # fmt: skip
+        means = [mean(value for value in values if not math.isnan(value)) for values in zip(*by_seed.values(), strict=True)]
+        rows.append([f"**{kind}**", "mean", *(f"**{value:.2f}**" for value in means), "", "", "", ""])
+    header = ["kind", "seed", "precision", "recall of planted", "of learned", "of findable", "not learned by the model", "no latent",
+              "missed", "flagged in error"]  # fmt: skip
     seeds = " ".join(map(str, results))
     return "\n\n".join(
         [
             f"`python -m benchmarks.flags --seeds {seeds}` ({machine()})",
             f"A flag counts for a prompt and kind, and hits where the key has it planted (an artifact with that very overlay or "
             f"background) and a flagged latent is about what is planted: AUROC of at least {ABOUT} on pictures with and without it. Every "
-            "other prompt is a negative: plain classes, and the controls, words and phrases with nothing planted. Findable is what the SAE's "
-            f"best single latent tells with that AUROC. {N_PICTURES} test pictures, {N_OF_PROMPT} of each prompt, SAE at `{HOOK}`.",
+            "other prompt is a negative: plain classes, and the controls, words and phrases with nothing planted. What is planted in the pictures need "
+            f"not be learned: *learned* is what moves the model's own prediction with that AUROC, by an oracle with the key; *findable* is of it "
+            f"what the SAE's best single latent tells with that AUROC. {N_PICTURES} test pictures, {N_OF_PROMPT} of each prompt, SAE at `{HOOK}`.",
             table(header, rows),
         ]
     )
@@ -252,7 +308,7 @@ def main() -> None:
     args.runs.mkdir(parents=True, exist_ok=True)
     results = {}
     for seed in args.seeds:
-        path = args.runs / f"seed_{seed}.json"
+        path = args.runs / f"flags_{seed}.json"
         if not path.exists():
             one = trained(seed, args.runs)
             flags = flags_of(one)

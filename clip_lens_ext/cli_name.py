@@ -12,6 +12,7 @@ from clip_lens_ext.errors import InputError, LoadError
 
 if TYPE_CHECKING:
     from clip_lens_ext.sparse_clip import ConceptNames
+    from clip_lens_ext.towers.clip import HookedCLIP
 
 
 def add_name(commands: Any) -> None:
@@ -53,11 +54,10 @@ def _name(arguments: argparse.Namespace) -> None:
     import clip_lens_ext as cle
     from clip_lens_ext.plots.concepts import plot_concepts
     from clip_lens_ext.sparse_clip import name_concepts
-    from clip_lens_ext.sparse_clip.store import load_sparse_clip
 
     vocabulary = cle.Vocabulary.from_file(arguments.vocabulary, templates=arguments.template or "{}")
     texts = None if arguments.texts is None else _lines(Path(arguments.texts))
-    clip = load_sparse_clip(arguments.model, device=arguments.device)
+    clip = _opened(arguments.model, arguments.device)
     found = name_concepts(
         clip, vocabulary, folder, k_words=arguments.words, k_images=arguments.pictures, texts=texts,
         judge=cle.load_clip(arguments.judge, device=arguments.device) if arguments.judge else None,
@@ -75,6 +75,16 @@ def _name(arguments: argparse.Namespace) -> None:
     if features:
         plot_concepts(found, folder, out / "concepts.png", features=features)
         print(f"picture: {out / 'concepts.png'}")
+
+
+def _opened(folder: str, device: str) -> HookedCLIP:
+    """The model; the planted one under its heads ships, and others are opened by their name."""
+    import clip_lens_ext as cle
+    from clip_lens_ext.planted.load import MODEL_NAME
+    from clip_lens_ext.towers.from_sparse import read
+
+    planted = read(folder).dense == MODEL_NAME
+    return cle.load_sparse_clip(folder, cle.planted_clip() if planted else None, device=device)
 
 
 def _lines(path: Path) -> list[str]:

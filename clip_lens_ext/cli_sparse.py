@@ -82,7 +82,7 @@ def _train(arguments: argparse.Namespace) -> None:
     import torch
 
     import clip_lens_ext as cle
-    from clip_lens_ext.sparse_clip import sparse_clip
+    from clip_lens_ext.sparse_clip import add_sparse_heads
     from clip_lens_ext.sparse_clip.head import FIRST_SCALE
 
     if bool(arguments.model) != bool(arguments.pairs):
@@ -106,7 +106,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if len(rest) < 2:
         raise InputError(f"{len(captions)} pairs, of which {n_held} are held out: too few to train on")
     d_code = arguments.d_code or 16 * clip.vision.cfg.d_embed
-    sparse = sparse_clip(clip, d_code, activation=arguments.activation, k=arguments.k, seed=arguments.seed,
+    sparse = add_sparse_heads(clip, d_code, activation=arguments.activation, k=arguments.k, seed=arguments.seed,
                          logit_scale=min(FIRST_SCALE, arguments.cap))  # fmt: skip
     progress = not arguments.no_progress and sys.stderr.isatty()
     found = cle.train_sparse_clip(

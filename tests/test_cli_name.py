@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +12,7 @@ from PIL import Image
 
 import clip_lens_ext as cle
 from clip_lens_ext import cli
-from clip_lens_ext.sparse_clip import ConceptNames, sparse_clip
-from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.sparse_clip import ConceptNames, add_sparse_heads
 
 WORDS = ["crown", "gear", "heart", "tulip", "bow"]
 
@@ -28,29 +25,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, pixels in enumerate(cle.PlantedWorld(0).sample(12, seed=3, split="test").images):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(root / "photos" / f"{number:02}.png")
     (root / "photos" / "05.png").write_bytes(b"no picture")
+    clip = add_sparse_heads(cle.planted_clip(), 64, seed=7)
+    cle.save_sparse_clip(clip, root / "model", towers=False)
     (root / "words.txt").write_text("\n".join(WORDS))
     (root / "captions.txt").write_text("a photo of a gear\na photo of a gear\n\na photo of a heart\n")
     return root
 
 
-@pytest.fixture(autouse=True)
-def _a_folder_with_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for the folder that training writes: a head by its seed."""
-
-    def load_sparse_clip(path: str, *, device: str | None = None) -> HookedCLIP:
-        return sparse_clip(cle.planted_clip(device), 64, seed=int(Path(path).name))
-
-    store = types.ModuleType("clip_lens_ext.sparse_clip.store")
-    store.load_sparse_clip = load_sparse_clip  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, store.__name__, store)
-
-
 def test_a_folder(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = cli.main([
-        "name", str(photos / "photos"), "--model", "7", "--vocabulary", str(photos / "words.txt"), "--texts",
-        str(photos / "captions.txt"), "--words", "3", "--pictures", "4", "--top", "5", "--by", "agreement", "--out",
-        str(out), "--no-progress",
+        "name", str(photos / "photos"), "--model", str(photos / "model"), "--vocabulary", str(photos / "words.txt"),
+        "--texts", str(photos / "captions.txt"), "--words", "3", "--pictures", "4", "--top", "5", "--by", "agreement",
+        "--out", str(out), "--no-progress",
     ])  # fmt: skip
     printed, err = capsys.readouterr()
     assert code == 0, err
@@ -72,7 +59,7 @@ def test_a_folder(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pa
     with Image.open(out / "concepts.png") as picture:
         assert picture.width > 800
     with torch.no_grad():
-        codes = sparse_clip(cle.planted_clip(), 64, seed=7).embed_texts(WORDS)
+        codes = add_sparse_heads(cle.planted_clip(), 64, seed=7).embed_texts(WORDS)
     assert found.names[top[0]] == WORDS[int(codes[:, top[0]].argmax())]
 
 
@@ -83,13 +70,14 @@ def test_a_folder(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pa
         ({"--vocabulary": "nothing.txt"}, "cannot read terms"),
         ({"--texts": "nothing.txt"}, "cannot read texts"),
         ({"images": "nothing"}, "no such folder of images"),
+        ({"--model": "nothing"}, "nothing holds no Sparse CLIP"),
     ],
 )
 def test_wrong_input(
     changed: dict[str, str], message: str, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    given = {"images": str(photos / "photos"), "--model": "7", "--vocabulary": str(photos / "words.txt"),
-             "--out": str(tmp_path / "out"), **changed}  # fmt: skip
+    given = {"images": str(photos / "photos"), "--model": str(photos / "model"),
+             "--vocabulary": str(photos / "words.txt"), "--out": str(tmp_path / "out"), **changed}  # fmt: skip
     flags = [part for name, value in given.items() if name != "images" for part in (name, value)]
     assert cli.main(["name", given["images"], *flags]) == 2
     assert message in capsys.readouterr().err
@@ -97,6 +85,6 @@ def test_wrong_input(
 
 
 def test_out_is_a_file(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(photos / "words.txt")
-    assert cli.main(["name", str(photos / "photos"), "--model", "7", "--vocabulary", out, "--out", out]) == 2
+    out, model = str(photos / "words.txt"), str(photos / "model")
+    assert cli.main(["name", str(photos / "photos"), "--model", model, "--vocabulary", out, "--out", out]) == 2
     assert "is a file" in capsys.readouterr().err

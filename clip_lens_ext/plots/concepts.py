@@ -49,10 +49,10 @@ def plot_concepts(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import name_concepts, sparse_clip
+        >>> from clip_lens_ext.sparse_clip import name_concepts, add_sparse_heads
         >>> words = cle.Vocabulary.from_terms(["crown", "gear", "heart"])
         >>> pixels = cle.planted.normalise(cle.PlantedWorld(0).sample(10, seed=0, split="test").images)
-        >>> names = name_concepts(sparse_clip(cle.planted_clip(), 32), words, pixels, progress=False)
+        >>> names = name_concepts(add_sparse_heads(cle.planted_clip(), 32), words, pixels, progress=False)
         >>> figure = plot_concepts(names, pixels, features=names.top(1))
         >>> [axes.get_label().split()[0] for axes in figure.axes]
         ['words', 'pictures', 'scores']

@@ -41,12 +41,12 @@ def plot_drift(drift: ConceptDrift, path: str | os.PathLike[str] | None = None, 
 
     Example:
         >>> import torch, clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import concept_drift, name_concepts, sparse_clip
+        >>> from clip_lens_ext.sparse_clip import concept_drift, name_concepts, add_sparse_heads
         >>> words = cle.Vocabulary.from_terms(["crown", "gear", "heart"])
         >>> pixels = cle.planted.normalise(cle.PlantedWorld(0).sample(40, seed=0, split="test").images)
         >>> names = [
         ...     name_concepts(
-        ...         sparse_clip(cle.planted_clip(), 32, seed=seed), words, pixels, k_images=3, progress=False
+        ...         add_sparse_heads(cle.planted_clip(), 32, seed=seed), words, pixels, k_images=3, progress=False
         ...     )
         ...     for seed in (0, 1)
         ... ]

@@ -24,21 +24,29 @@ class _Drawn(NamedTuple):
 
 
 def typographic_flags(
-    relevance: Relevance, effects: InterventionEffects, *, min_t: float, text_quantile: float, n_latents: int
+    relevance: Relevance,
+    effects: InterventionEffects,
+    *,
+    min_t: float,
+    text_quantile: float,
+    prompt_quantile: float,
+    n_latents: int,
 ) -> list[Flag]:
     """Flag a prompt whose own word raises it when it is drawn on neutral pictures, more than its controls do.
 
-    Needed, for a prompt that holds the drawn word: the prediction rises, `t >= min_t`; it rises more than under this
-    share of the other drawn words, and more than this share of the other prompts does; where controls of the same
-    pictures were measured (a word of equal length, an empty plate), it rises against each, `t >= min_t`; where pictures
-    with this word were masked, it falls, `t <= -min_t`. The latents are those through which part of the rise goes and
-    which are more active with the word than without, and than on the empty plate; masked, they are less active.
+    Needed, for a prompt that holds the drawn word: the prediction rises, `t >= min_t`; it rises more than under
+    `text_quantile` of the other drawn words, and more than `prompt_quantile` of the other prompts do; where controls
+    of the same pictures were measured (a word of equal length, an empty plate), it rises against each, `t >= min_t`;
+    where pictures with this word were masked, it falls, `t <= -min_t`. The latents are those through which part of the
+    rise goes and which are more active with the word than without, and than on the empty plate; masked, they are less
+    active.
 
     Args:
         relevance: shares and expectations.
         effects: with rows of the kind `"text_drawn"`, and of `"text_masked"` where there are such pictures.
         min_t: least paired t value.
-        text_quantile: the share of other words and of other prompts, in [0, 1).
+        text_quantile: the share of other words, in [0, 1).
+        prompt_quantile: the share of other prompts, in [0, 1): a word may also raise prompts that look like its own.
         n_latents: at most so many latents of a prompt and word, the greatest part of the rise first.
     """
     drawn = effects.rows("text_drawn")
@@ -48,7 +56,7 @@ def typographic_flags(
             if not effects.subjects[row] or effects.subjects[row] not in prompt.split():
                 continue
             seen = _compared(effects, drawn, row, column)
-            evidence = _evidence(effects, seen, min_t, text_quantile)
+            evidence = _evidence(effects, seen, min_t, text_quantile, prompt_quantile)
             if evidence is None:
                 continue
             latents = [
@@ -82,14 +90,16 @@ def _share_below(others: Tensor, value: Tensor) -> float:
     return float((others < value).double().mean()) if others.numel() else 1.0
 
 
-def _evidence(effects: InterventionEffects, seen: _Drawn, min_t: float, quantile: float) -> list[Evidence] | None:
+def _evidence(
+    effects: InterventionEffects, seen: _Drawn, min_t: float, text_quantile: float, prompt_quantile: float
+) -> list[Evidence] | None:
     """The numbers of a prompt and word that pass, None where one does not."""
     t = effects.prediction_t
     found = [
         Evidence("rise with the word drawn", float(effects.prediction_change[seen.row, seen.column])),
         Evidence("t of the rise", float(t[seen.row, seen.column]), min_t, "min_t"),
-        Evidence("rises more than with other words", seen.among_words, quantile, "text_quantile"),
-        Evidence("rises more than other prompts", seen.among_prompts, quantile, "text_quantile"),
+        Evidence("rises more than with other words", seen.among_words, text_quantile, "text_quantile"),
+        Evidence("rises more than other prompts", seen.among_prompts, prompt_quantile, "prompt_quantile"),
     ]
     name, word = effects.names[seen.row], effects.subjects[seen.row]
     for row in effects.rows(effects.kinds[seen.row], against=None):

@@ -38,6 +38,7 @@ def flag_components(
     share_quantile: float = 0.99,
     gap_quantile: float = 0.5,
     text_quantile: float = 0.9,
+    prompt_quantile: float = 0.8,
     control_quantile: float = 0.95,
     min_t: float = 4.0,
     min_deviations: float = 5.0,
@@ -80,8 +81,8 @@ def flag_components(
         min_purity: of the split of a compound's pictures from its word's; None: from prompts mixed.
         min_margin: of another sense over the shown one; None: `control_quantile` of all active latents.
         min_clarity, max_alignment: of a clear latent without a label; None: `control_quantile` of random references.
-        share_quantile, gap_quantile, text_quantile, control_quantile: of the controls, in [0, 1]; `text_quantile` is
-            that of other drawn words, and of other prompts.
+        share_quantile, gap_quantile, text_quantile, prompt_quantile, control_quantile: of the controls, in [0, 1];
+            `text_quantile` is that of other drawn words, `prompt_quantile` that of other prompts under a drawn word.
         min_t: least absolute paired t value of a change.
         min_deviations: how many robust standard deviations an edit needs, of the same edits with shuffled prompts.
         n_latents: at most so many latents for each prompt, kind and subject (for each group of a polysemous one).
@@ -118,7 +119,7 @@ def flag_components(
     found: list[Flag] = []
     if interventions is not None:
         found += typographic_flags(relevance, interventions, min_t=min_t, text_quantile=text_quantile,
-                                   n_latents=n_latents)  # fmt: skip
+                                   prompt_quantile=prompt_quantile, n_latents=n_latents)  # fmt: skip
         found += artifact_flags(relevance, interventions, references, embeddings, min_t=min_t,
                                 min_deviations=min_deviations, n_latents=n_latents)  # fmt: skip
     if embeddings is not None and (interventions is None or not edit_kinds(interventions)):
@@ -144,6 +145,7 @@ def flag_components(
         key=lambda flag: (KINDS.index(flag.kind), order.get(flag.prompt, len(order)), -flag.strength, flag.latent)
     )
     settings = {"share_quantile": share_quantile, "gap_quantile": gap_quantile, "text_quantile": text_quantile,
+                "prompt_quantile": prompt_quantile,
                 "control_quantile": control_quantile, "min_t": min_t, "min_deviations": min_deviations,
                 "n_latents": n_latents, "seed": seed, "scorer": alignment.scorer, "judge": alignment.judge,
                 "hook_name": alignment.hook_name}  # fmt: skip

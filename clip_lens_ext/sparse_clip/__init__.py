@@ -13,7 +13,7 @@ from clip_lens_ext.sparse_clip.concept_names import Concept, ConceptNames
 from clip_lens_ext.sparse_clip.decomposition_result import Decomposition
 from clip_lens_ext.sparse_clip.drift import concept_drift
 from clip_lens_ext.sparse_clip.drift_result import ConceptDrift, DriftEvent
-from clip_lens_ext.sparse_clip.head import SparseHead, dense_clip, sparse_clip
+from clip_lens_ext.sparse_clip.head import SparseHead, add_sparse_heads, dense_clip
 from clip_lens_ext.sparse_clip.metrics import CodeActivity, StreamingActivity, modality_score
 from clip_lens_ext.sparse_clip.naming import name_concepts
 from clip_lens_ext.sparse_clip.pairs import EmbeddedPairs, embed_pairs
@@ -64,7 +64,7 @@ __all__ = [
     "name_concepts",
     "save_sparse_clip",
     "sparse_captioner",
-    "sparse_clip",
+    "add_sparse_heads",
     "steer",
     "steered",
     "steering_effect",

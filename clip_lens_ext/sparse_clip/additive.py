@@ -76,8 +76,8 @@ def additive_attribution(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import sparse_clip
-        >>> sparse, picture = sparse_clip(cle.planted_clip(), 64), torch.zeros(1, 3, 48, 48)
+        >>> from clip_lens_ext.sparse_clip import add_sparse_heads
+        >>> sparse, picture = add_sparse_heads(cle.planted_clip(), 64), torch.zeros(1, 3, 48, 48)
         >>> found = additive_attribution(sparse, picture, "a heart")
         >>> bool((found.dense().sum(-1) - sparse.similarity(picture, "a heart").detach()).abs().max() < 1e-6)
         True
@@ -117,8 +117,8 @@ def feature_ablation(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import sparse_clip
-        >>> sparse, picture = sparse_clip(cle.planted_clip(), 64), torch.zeros(1, 3, 48, 48)
+        >>> from clip_lens_ext.sparse_clip import add_sparse_heads
+        >>> sparse, picture = add_sparse_heads(cle.planted_clip(), 64), torch.zeros(1, 3, 48, 48)
         >>> feature_ablation(sparse, picture, ["a heart", "a kite"]).top(2).values.shape
         torch.Size([1, 2, 2])
     """

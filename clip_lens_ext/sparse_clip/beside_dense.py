@@ -111,11 +111,11 @@ def beside_dense(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import sparse_clip
+        >>> from clip_lens_ext.sparse_clip import add_sparse_heads
         >>> world = cle.PlantedWorld(0)
         >>> batch = world.sample(24, seed=0, split="test")
         >>> data = cle.EvaluationData(cle.planted.normalise(batch.images), captions=batch.captions)
-        >>> found = beside_dense(sparse_clip(cle.planted_clip(), 256), data, progress=False)
+        >>> found = beside_dense(add_sparse_heads(cle.planted_clip(), 256), data, progress=False)
         >>> found.measures
         ('image to text R@1', 'image to text R@5', 'text to image R@1', 'text to image R@5')
     """

@@ -67,8 +67,8 @@ def caption_steering(
     Example:
         >>> import clip_lens_ext as cle
         >>> from transformers import GPT2Config
-        >>> from clip_lens_ext.sparse_clip import SteeringData, sparse_captioner, sparse_clip
-        >>> sparse, pictures = sparse_clip(cle.planted_clip(), 256), torch.zeros(2, 3, 48, 48)
+        >>> from clip_lens_ext.sparse_clip import SteeringData, sparse_captioner, add_sparse_heads
+        >>> sparse, pictures = add_sparse_heads(cle.planted_clip(), 256), torch.zeros(2, 3, 48, 48)
         >>> data = SteeringData.from_clip(sparse, pictures, [0, 1], ["heart", "kite"], k=1, progress=False)
         >>> config = GPT2Config(vocab_size=sparse.tokenizer.vocab_size, n_positions=32, n_embd=32, n_layer=1, n_head=2)
         >>> captioner = sparse_captioner(config, sparse.tokenizer, d_code=256)

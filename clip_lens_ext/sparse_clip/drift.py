@@ -55,12 +55,12 @@ def concept_drift(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import name_concepts, sparse_clip
+        >>> from clip_lens_ext.sparse_clip import name_concepts, add_sparse_heads
         >>> words = cle.Vocabulary.from_terms(["crown", "gear", "heart"])
         >>> pixels = cle.planted.normalise(cle.PlantedWorld(0).sample(40, seed=0, split="test").images)
         >>> names = {
         ...     step: name_concepts(
-        ...         sparse_clip(cle.planted_clip(), 64, seed=step), words, pixels, k_images=3, progress=False
+        ...         add_sparse_heads(cle.planted_clip(), 64, seed=step), words, pixels, k_images=3, progress=False
         ...     )
         ...     for step in (0, 1)
         ... }

@@ -11,13 +11,13 @@ from clip_lens_ext.towers.families.headed import HeadedCLIP
 from clip_lens_ext.towers.from_sparse import put_together
 from clip_lens_ext.towers.sparse_head import Activation, SparseHead
 
-__all__ = ["FIRST_SCALE", "LARGEST_SCALE", "Activation", "SparseHead", "dense_clip", "headed", "sparse_clip"]
+__all__ = ["FIRST_SCALE", "LARGEST_SCALE", "Activation", "SparseHead", "add_sparse_heads", "dense_clip", "headed"]
 
 LARGEST_SCALE = 100.0  # CLIP's own bound on the factor on the cosines
 FIRST_SCALE = 1 / 0.07  # and what CLIP's training begins with
 
 
-def sparse_clip(
+def add_sparse_heads(
     clip: HookedCLIP,
     d_code: int,
     *,
@@ -48,7 +48,7 @@ def sparse_clip(
     Example:
         >>> import torch
         >>> import clip_lens_ext as cle
-        >>> sparse = sparse_clip(cle.planted_clip(), 512)
+        >>> sparse = add_sparse_heads(cle.planted_clip(), 512)
         >>> sparse.embed_images(torch.zeros(2, 3, 48, 48)).shape, sparse.vision.cfg.d_embed
         (torch.Size([2, 512]), 512)
     """
@@ -78,7 +78,7 @@ def dense_clip(clip: HookedCLIP) -> HookedCLIP:
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> dense_clip(sparse_clip(cle.planted_clip(), 512)).vision.cfg.d_embed
+        >>> dense_clip(add_sparse_heads(cle.planted_clip(), 512)).vision.cfg.d_embed
         128
     """
     native = headed(clip)
@@ -97,5 +97,5 @@ def headed(clip: HookedCLIP) -> HeadedCLIP:
     native = clip.native
     if not isinstance(native, HeadedCLIP) or not isinstance(native.image_head, SparseHead):
         raise InputError(f"{clip.model_name}, a {type(native).__name__}, has no sparse heads: make one that has by "
-                         "sparse_clip(clip, d_code), or load one")  # fmt: skip
+                         "add_sparse_heads(clip, d_code), or load one")  # fmt: skip
     return native

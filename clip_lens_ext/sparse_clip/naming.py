@@ -87,8 +87,8 @@ def name_concepts(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import sparse_clip
-        >>> clip, world = sparse_clip(cle.planted_clip(), 256), cle.PlantedWorld(0)
+        >>> from clip_lens_ext.sparse_clip import add_sparse_heads
+        >>> clip, world = add_sparse_heads(cle.planted_clip(), 256), cle.PlantedWorld(0)
         >>> words = cle.Vocabulary.from_terms(dict.fromkeys(entry.name for entry in world.classes))
         >>> pixels = cle.planted.normalise(world.sample(20, seed=0, split="test").images)
         >>> found = name_concepts(clip, words, pixels, k_images=4, progress=False)

@@ -16,7 +16,7 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.passes import run_pass
 from clip_lens_ext.provenance import tensors_sha256
 from clip_lens_ext.result_files import load_result, save_result
-from clip_lens_ext.sparse_clip.captions import Captions
+from clip_lens_ext.sparse_clip.paired_captions import PairedCaptions
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.identity import tower_sha256
 
@@ -79,9 +79,9 @@ class EmbeddedPairs:
         return len(self.images)
 
     @property
-    def pairing(self) -> Captions:
+    def pairing(self) -> PairedCaptions:
         """Which texts belong to which picture."""
-        return Captions(self.captions, self.entries, self.first)
+        return PairedCaptions(self.captions, self.entries, self.first)
 
     def sha256(self) -> str:
         """Of the embeddings and what belongs together."""
@@ -136,7 +136,7 @@ def embed_pairs(
     """
     if clip.text is None:
         raise InputError(f"{clip.model_name} is a vision tower alone, and captions need a text tower")
-    paired = Captions.of(captions)
+    paired = PairedCaptions.of(captions)
     batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size)
     if batches.n_samples is not None and batches.n_samples != paired.n:
         raise InputError(f"{batches.n_samples} pictures, and captions of {paired.n}")

@@ -89,8 +89,8 @@ def steered(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import sparse_clip
-        >>> clip, picture = sparse_clip(cle.planted_clip(), 64), torch.zeros(1, 3, 48, 48)
+        >>> from clip_lens_ext.sparse_clip import add_sparse_heads
+        >>> clip, picture = add_sparse_heads(cle.planted_clip(), 64), torch.zeros(1, 3, 48, 48)
         >>> with steered(clip, suppress=[3], boost=[5]) as other:
         ...     code = other.embed_images(picture)[0]
         >>> code[3].item(), code[5].item(), clip.embed_images(picture)[0, 5].item() == 2
@@ -207,8 +207,8 @@ def features_of(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import sparse_clip
-        >>> found = features_of(sparse_clip(cle.planted_clip(), 64), ["heart", "kite"], k=3)
+        >>> from clip_lens_ext.sparse_clip import add_sparse_heads
+        >>> found = features_of(add_sparse_heads(cle.planted_clip(), 64), ["heart", "kite"], k=3)
         >>> found.features.shape, len(found.of("kite")), bool((found.activations > 0).all())
         (torch.Size([2, 3]), 3, True)
 

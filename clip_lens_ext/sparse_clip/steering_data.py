@@ -124,8 +124,8 @@ class SteeringData:
 
         Example:
             >>> import clip_lens_ext as cle
-            >>> from clip_lens_ext.sparse_clip import sparse_clip
-            >>> sparse, pictures = sparse_clip(cle.planted_clip(), 256), torch.zeros(2, 3, 48, 48)
+            >>> from clip_lens_ext.sparse_clip import add_sparse_heads
+            >>> sparse, pictures = add_sparse_heads(cle.planted_clip(), 256), torch.zeros(2, 3, 48, 48)
             >>> SteeringData.from_clip(sparse, pictures, [0, 1], ["heart", "kite"], k=1, progress=False)
             SteeringData(2 pictures, 2 classes, no captions)
         """

@@ -54,8 +54,8 @@ def steering_effect(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import sparse_clip
-        >>> sparse, pictures = sparse_clip(cle.planted_clip(), 256), torch.zeros(2, 3, 48, 48)
+        >>> from clip_lens_ext.sparse_clip import add_sparse_heads
+        >>> sparse, pictures = add_sparse_heads(cle.planted_clip(), 256), torch.zeros(2, 3, 48, 48)
         >>> data = SteeringData.from_clip(sparse, pictures, [0, 1], ["heart", "kite"], k=1, progress=False)
         >>> found = steering_effect(data, strengths=[1, 4], n_controls=2, progress=False)
         >>> found.predicted.shape, list(found.to_frame().arm)

@@ -59,8 +59,8 @@ def load_sparse_clip(
     Example:
         >>> import tempfile
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import sparse_clip
-        >>> clip = sparse_clip(cle.planted_clip(), 256)
+        >>> from clip_lens_ext.sparse_clip import add_sparse_heads
+        >>> clip = add_sparse_heads(cle.planted_clip(), 256)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_sparse_clip(clip, folder, towers=False)
         ...     again = load_sparse_clip(folder, dense=cle.planted_clip())

@@ -15,8 +15,8 @@ import torch
 from clip_lens_ext.data import Preprocess, Skipped, image_batches
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import module_sha256
-from clip_lens_ext.sparse_clip.captions import Captions
 from clip_lens_ext.sparse_clip.head import dense_clip, headed
+from clip_lens_ext.sparse_clip.paired_captions import PairedCaptions
 from clip_lens_ext.sparse_clip.pairs import EmbeddedPairs, embed_pairs
 from clip_lens_ext.sparse_clip.processes import Processes
 from clip_lens_ext.sparse_clip.store import load_sparse_clip, save_sparse_clip
@@ -112,14 +112,14 @@ def train_sparse_clip(
     """Train a Sparse CLIP with CLIP's contrastive loss: of the cosines of the codes, times a factor that is capped.
 
     Nothing in the loss asks for sparsity but the ReLU; the cap on the factor is the knob: a lower one leaves fewer
-    features active. `l1`, and `activation="topk"` of `sparse_clip`, are the ablations that the paper argues against.
+    features active. `l1`, and `activation="topk"` of `add_sparse_heads`, are ablations that the paper argues against.
 
     Started by `torchrun`, after `torch.distributed.init_process_group`, each process takes its share of every batch;
     the gradient is that of the whole batch, and process 0 writes.
 
     Args:
-        clip: from `sparse_clip`; it is not changed. To train from nothing, begin with the `HookedCLIP` of a model with
-            fresh weights.
+        clip: from `add_sparse_heads`; it is not changed. To train from nothing, begin with the `HookedCLIP` of a model
+            with fresh weights.
         images: pictures, as `image_batches` takes them; or `EmbeddedPairs` of the dense model.
         captions: for each picture a text, or several of which each epoch draws one; None with `EmbeddedPairs`.
         trained: `"heads"`: the towers stay as they are, and pictures are embedded once. `"all"`: towers and heads.
@@ -154,9 +154,9 @@ def train_sparse_clip(
 
     Example:
         >>> import clip_lens_ext as cle
-        >>> from clip_lens_ext.sparse_clip import sparse_clip
+        >>> from clip_lens_ext.sparse_clip import add_sparse_heads
         >>> batch = cle.PlantedWorld(0).sample(64, seed=0)
-        >>> sparse = sparse_clip(cle.planted_clip(), 256)
+        >>> sparse = add_sparse_heads(cle.planted_clip(), 256)
         >>> found = train_sparse_clip(sparse, cle.planted.normalise(batch.images), batch.captions, n_epochs=4,
         ...                           batch_size=32, lr=3e-3, progress=False)
         >>> len(found.history), bool(found.history.loss.iloc[-1] < found.history.loss.iloc[0])
@@ -174,7 +174,7 @@ def train_sparse_clip(
     if factor > largest_logit_scale * (1 + 1e-6):
         cap = f"{largest_logit_scale:g}"
         raise InputError(f"the model begins with a factor of {factor:.4g} on the cosines, above largest_logit_scale = "
-                         f"{cap}: make it with sparse_clip(..., logit_scale={cap}) or less")  # fmt: skip
+                         f"{cap}: make it with add_sparse_heads(..., logit_scale={cap}) or less")  # fmt: skip
     if stop_after is not None and stop_after < 1:
         raise InputError(f"stop_after is a number of steps, 1 or more; got {stop_after}")
     shown = progress and processes.rank == 0
@@ -206,7 +206,7 @@ def train_sparse_clip(
 def _pairs(
     clip: HookedCLIP, images: Any, captions: Sequence[str | Sequence[str]] | None, settings: TrainingSettings,
     preprocess: Preprocess | None, progress: bool,
-) -> EmbeddedPairs | Captions:  # fmt: skip
+) -> EmbeddedPairs | PairedCaptions:  # fmt: skip
     if isinstance(images, EmbeddedPairs):
         if captions is not None or settings.trained == "all":
             raise InputError("EmbeddedPairs have their captions, and train heads alone: pass captions=None and "
@@ -216,7 +216,7 @@ def _pairs(
     if captions is None:
         raise InputError("pictures need captions: a text, or several, for each")
     if settings.trained == "all":
-        return Captions.of(captions)
+        return PairedCaptions.of(captions)
     return embed_pairs(dense_clip(clip), images, captions, preprocess=preprocess, progress=progress)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from clip_lens_ext.sparse_clip.captions import order_of
 from clip_lens_ext.sparse_clip.contrastive import Step, contrastive_step
+from clip_lens_ext.sparse_clip.paired_captions import order_of
 from clip_lens_ext.sparse_clip.processes import Processes
 from clip_lens_ext.sparse_clip.training_data import Share, TrainingData
 from clip_lens_ext.sparse_clip.training_settings import TrainingSettings

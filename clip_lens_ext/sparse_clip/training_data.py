@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from clip_lens_ext.data import ImageBatches, Skipped
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import fingerprint, tensors_sha256
-from clip_lens_ext.sparse_clip.captions import Captions
+from clip_lens_ext.sparse_clip.paired_captions import PairedCaptions
 from clip_lens_ext.sparse_clip.pairs import EmbeddedPairs
 from clip_lens_ext.sparse_clip.processes import Processes
 from clip_lens_ext.towers.clip import HookedCLIP
@@ -77,7 +77,7 @@ class TowerData:
     """
 
     def __init__(
-        self, clip: HookedCLIP, native: HeadedCLIP, batches: ImageBatches, captions: Captions, n_workers: int,
+        self, clip: HookedCLIP, native: HeadedCLIP, batches: ImageBatches, captions: PairedCaptions, n_workers: int,
         processes: Processes, progress: bool,
     ) -> None:  # fmt: skip
         self._native, self._device, self._dtype = native, clip.vision.cfg.device, clip.vision.cfg.dtype

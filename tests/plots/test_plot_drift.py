@@ -16,7 +16,7 @@ import clip_lens_ext as cle
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.planted import PlantedWorld, normalise
 from clip_lens_ext.plots import plot_concepts, plot_drift
-from clip_lens_ext.sparse_clip import ConceptDrift, ConceptNames, concept_drift, name_concepts, sparse_clip
+from clip_lens_ext.sparse_clip import ConceptDrift, ConceptNames, add_sparse_heads, concept_drift, name_concepts
 
 WORDS = cle.Vocabulary.from_terms(["crown", "gear", "heart", "tulip"])
 
@@ -31,7 +31,8 @@ def names(pixels: Tensor) -> list[ConceptNames]:
     """Of untrained heads: names that have nothing to do with each other."""
     dense = cle.planted_clip()
     return [
-        name_concepts(sparse_clip(dense, 48, seed=seed), WORDS, pixels, k_images=5, progress=False) for seed in range(3)
+        name_concepts(add_sparse_heads(dense, 48, seed=seed), WORDS, pixels, k_images=5, progress=False)
+        for seed in range(3)
     ]
 
 

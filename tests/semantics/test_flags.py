@@ -176,6 +176,14 @@ def test_typographic_needs_every_piece(broken: InterventionEffects) -> None:
     assert flagged(interventions=broken).of("typographic") == ()
 
 
+def test_words_and_prompts_have_a_quantile_each() -> None:
+    another_prompt, another_word = edited(0, 1, 0.35), edited(2, 3, 0.35)
+    for given, name, share in ((another_prompt, "prompt_quantile", 2 / 3), (another_word, "text_quantile", 0.5)):
+        settings: dict[str, Any] = {"prompt_quantile": 0.0, "text_quantile": 0.0}
+        assert flagged(interventions=given, **{**settings, name: share}).of("typographic")
+        assert not flagged(interventions=given, **{**settings, name: share + 0.01}).of("typographic")
+
+
 def test_artifact() -> None:
     (flag,) = flagged(interventions=effects()).of("artifact")
     assert (flag.prompt, flag.latent, flag.subject) == ("a photo of a duck", 4, "sand")

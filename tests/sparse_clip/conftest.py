@@ -7,7 +7,7 @@ import torch
 
 import clip_lens_ext as cle
 from clip_lens_ext.planted import PlantedWorld, normalise
-from clip_lens_ext.sparse_clip import sparse_clip
+from clip_lens_ext.sparse_clip import add_sparse_heads
 from clip_lens_ext.sparse_clip.contrastive import contrastive_step
 from clip_lens_ext.towers.clip import HookedCLIP
 
@@ -23,7 +23,7 @@ def planted_sparse() -> HookedCLIP:
     with torch.no_grad():
         images = torch.cat([dense.embed_images(part) for part in normalise(batch.images).split(250)])
         texts = dense.embed_texts(batch.captions)
-    sparse = sparse_clip(dense, D_CODE, logit_scale=10.0)
+    sparse = add_sparse_heads(dense, D_CODE, logit_scale=10.0)
     native = sparse.native
     heads = [native.image_head, native.text_head]
     trained = [*(weight for head in heads for weight in head.parameters()), native.logit_scale]

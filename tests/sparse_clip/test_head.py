@@ -13,7 +13,7 @@ from torch import nn
 
 import clip_lens_ext as cle
 from clip_lens_ext.errors import InputError, UnsupportedModelError
-from clip_lens_ext.sparse_clip import SparseHead, sparse_clip
+from clip_lens_ext.sparse_clip import SparseHead, add_sparse_heads
 from clip_lens_ext.towers.families.headed import HeadedTower
 
 X, IDS = pictures(3), prompts(3)
@@ -27,7 +27,7 @@ def dense_of(**variant: Any) -> cle.HookedCLIP:
 @pytest.mark.parametrize(("activation", "k"), [("relu", None), ("none", None), ("topk", 5)])
 def test_the_code_by_its_formula(activation: Any, k: int | None) -> None:
     dense = dense_of()
-    clip = sparse_clip(dense, 70, activation=activation, k=k, seed=3)
+    clip = add_sparse_heads(dense, 70, activation=activation, k=k, seed=3)
     for tower, plain, x, head in (
         (clip.vision, dense.vision, X, clip.native.image_head), (clip.text, dense.text, IDS, clip.native.text_head),
     ):  # fmt: skip
@@ -46,7 +46,7 @@ def test_the_code_by_its_formula(activation: Any, k: int | None) -> None:
 @pytest.mark.parametrize("vision", VISION_VARIANTS)
 def test_every_hook_of_the_trunk_stays(vision: str) -> None:
     dense = dense_of(vision=vision)
-    clip = sparse_clip(dense, 33)
+    clip = add_sparse_heads(dense, 33)
     for tower, plain, x in ((clip.vision, dense.vision, X), (clip.text, dense.text, IDS)):
         assert tower.hook_names() == plain.hook_names()
         expected = tower(x)
@@ -65,7 +65,7 @@ def test_every_hook_of_the_trunk_stays(vision: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("text", [name for name in TEXT_VARIANTS if name != "unprojected"])
 def test_it_runs_as_an_open_clip_model_does(text: str) -> None:
-    clip = sparse_clip(dense_of(text=text), 33, logit_scale=50.0)
+    clip = add_sparse_heads(dense_of(text=text), 33, logit_scale=50.0)
     image, texts, scale = clip.native(X, IDS)
     torch.testing.assert_close(image.norm(dim=-1), torch.ones(3))
     assert torch.equal(texts, clip.native.encode_text(IDS, normalize=True))
@@ -78,7 +78,7 @@ def test_it_runs_as_an_open_clip_model_does(text: str) -> None:
 def test_no_weight_twice_and_the_dense_model_untouched() -> None:
     dense = dense_of()
     before = {name: value.clone() for name, value in dense.native.state_dict().items()}
-    clip = sparse_clip(dense, 33)
+    clip = add_sparse_heads(dense, 33)
     names = set(clip.native.state_dict())
     assert names == {f"dense.{name}" for name in before} | {"image_head.weight", "text_head.weight", "logit_scale"}
     clip.native.load_state_dict({name: value + 1 for name, value in clip.native.state_dict().items()})
@@ -92,7 +92,7 @@ def test_no_weight_twice_and_the_dense_model_untouched() -> None:
 
 
 def test_attribution_and_spectrum_know_that_it_is_not_linear() -> None:
-    clip = sparse_clip(dense_of(), 33)
+    clip = add_sparse_heads(dense_of(), 33)
     target = cle.direction_target(torch.randn(2, 33, generator=torch.Generator().manual_seed(0)))
     from oracles.saes import build_sae
 
@@ -113,7 +113,7 @@ def test_attribution_and_spectrum_know_that_it_is_not_linear() -> None:
 
 
 def test_hugging_face_too() -> None:
-    clip = sparse_clip(cle.HookedCLIP(hf_clip()), 33)
+    clip = add_sparse_heads(cle.HookedCLIP(hf_clip()), 33)
     assert clip.vision.cfg.d_embed == clip.text.cfg.d_embed == 33
 
 
@@ -129,11 +129,11 @@ def test_wrong_input() -> None:
         with pytest.raises(InputError, match=words):
             SparseHead(**{"d_in": 4, "d_code": 8, **arguments})
     with pytest.raises(InputError, match="logit_scale is a factor"):
-        sparse_clip(dense_of(), 8, logit_scale=0)
+        add_sparse_heads(dense_of(), 8, logit_scale=0)
     with pytest.raises(InputError, match="vision tower alone"):
-        sparse_clip(cle.HookedCLIP(build_clip().visual), 8)
+        add_sparse_heads(cle.HookedCLIP(build_clip().visual), 8)
     with pytest.raises(InputError, match="out_features"):
         HeadedTower(build_clip().visual, nn.Identity())
     with pytest.raises(UnsupportedModelError, match="two towers"):
-        cle.HookedTower(sparse_clip(dense_of(), 8).native)
+        cle.HookedTower(add_sparse_heads(dense_of(), 8).native)
     assert EMBED_DIM == 20

@@ -18,7 +18,7 @@ from torch import Tensor
 import clip_lens_ext as cle
 from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.planted import PlantedWorld, normalise
-from clip_lens_ext.sparse_clip import ConceptNames, name_concepts, sparse_clip
+from clip_lens_ext.sparse_clip import ConceptNames, add_sparse_heads, name_concepts
 from clip_lens_ext.sparse_clip.agreement import agreement
 from clip_lens_ext.towers.clip import HookedCLIP
 
@@ -327,7 +327,7 @@ def test_wrong_input(planted_sparse: HookedCLIP, pixels: Tensor) -> None:
     with pytest.raises(InputError, match="is there a ReLU"):
         name(dense, some, judge=dense)
     with pytest.raises(InputError, match="is there a ReLU"):
-        name(sparse_clip(dense, 64, activation="none"), some)
+        name(add_sparse_heads(dense, 64, activation="none"), some)
     with pytest.raises(InputError, match="vision tower alone"):
         name(HookedCLIP(dense.native.visual, model_name="eyes"), some)
     with pytest.raises(InputError, match="token ids"):

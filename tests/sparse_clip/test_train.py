@@ -20,9 +20,9 @@ from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.sparse_clip import (
     EmbeddedPairs,
     SparseTraining,
+    add_sparse_heads,
     embed_pairs,
     load_sparse_clip,
-    sparse_clip,
     train_sparse_clip,
 )
 from clip_lens_ext.sparse_clip.training_folder import STATE
@@ -42,7 +42,7 @@ def dense(**settings: Any) -> cle.HookedCLIP:
 
 
 def sparse(**settings: Any) -> cle.HookedCLIP:
-    return sparse_clip(dense(), CODE, seed=4, **settings)
+    return add_sparse_heads(dense(), CODE, seed=4, **settings)
 
 
 def data() -> tuple[Tensor, list[list[str]]]:
@@ -149,7 +149,7 @@ def test_parts_of_a_batch_are_the_batch(trained: Any) -> None:
 def test_a_training_goes_on_where_it_was(
     trained: Any, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = sparse_clip(cle.HookedCLIP(build_clip(), tokenizer=tokenizer), CODE)
+    start = add_sparse_heads(cle.HookedCLIP(build_clip(), tokenizer=tokenizer), CODE)
     settings = {**QUICK, "trained": trained, "checkpoints": (0.2, 0.5, 1.0)}
     whole = train_sparse_clip(start, *data(), **settings, output_dir=tmp_path / "whole")
     if how == "stopped":
@@ -187,13 +187,13 @@ def test_a_training_goes_on_where_it_was(
 def test_dropout_is_the_same_when_resumed_and_in_parts(tmp_path: Path) -> None:
     native = build_clip()
     native.visual.patch_dropout = torch.nn.Dropout(0.5)  # type: ignore[assignment]
-    start = sparse_clip(cle.HookedCLIP(native, tokenizer=tokenizer), CODE)
+    start = add_sparse_heads(cle.HookedCLIP(native, tokenizer=tokenizer), CODE)
     settings = {**QUICK, "trained": "all"}
     whole = train_sparse_clip(start, *data(), **settings)
     train_sparse_clip(start, *data(), **settings, output_dir=tmp_path, stop_after=4)
     same(whole, train_sparse_clip(start, *data(), **settings, output_dir=tmp_path))
     native.visual.patch_dropout = torch.nn.Identity()  # type: ignore[assignment]
-    other = train_sparse_clip(sparse_clip(cle.HookedCLIP(native, tokenizer=tokenizer), CODE), *data(), **settings)
+    other = train_sparse_clip(add_sparse_heads(cle.HookedCLIP(native, tokenizer=tokenizer), CODE), *data(), **settings)
     assert not np.allclose(whole.history.loss, other.history.loss, rtol=1e-3)  # it was on
 
 
@@ -283,7 +283,7 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"holds another training: .*{name}"):
             train_sparse_clip(sparse(), *data(), **{**QUICK, **other}, output_dir=tmp_path)
     with pytest.raises(InputError, match="begins_sha256"):
-        train_sparse_clip(sparse_clip(dense(), CODE, seed=5), *data(), **QUICK, output_dir=tmp_path)
+        train_sparse_clip(add_sparse_heads(dense(), CODE, seed=5), *data(), **QUICK, output_dir=tmp_path)
     images, captions = data()
     with pytest.raises(InputError, match="data_sha256"):
         train_sparse_clip(sparse(), -images, captions, **QUICK, output_dir=tmp_path)
@@ -327,7 +327,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="train heads alone"):
         train_sparse_clip(sparse(), pairs, **QUICK, trained="all")
     with pytest.raises(InputError, match="are of another model"):
-        train_sparse_clip(sparse_clip(dense(seed=1), CODE), pairs, **QUICK)
+        train_sparse_clip(add_sparse_heads(dense(seed=1), CODE), pairs, **QUICK)
     with pytest.raises(InputError, match="have 19 numbers"):
         train_sparse_clip(sparse(), EmbeddedPairs.from_vectors(torch.randn(30, 19), torch.randn(30, 20)), **QUICK)
     with pytest.raises(InputError, match="NaN or infinite"):
@@ -355,7 +355,7 @@ def test_embedded_pairs_are_those_of_the_towers(tmp_path: Path) -> None:
 def test_a_planted_sparse_clip_is_sparse_and_still_knows_its_classes() -> None:
     world, clip = cle.PlantedWorld(0), cle.planted_clip()
     batch, test = world.sample(800, seed=0), world.sample(300, seed=1, split="test")
-    start = sparse_clip(clip, 512, logit_scale=10.0)
+    start = add_sparse_heads(clip, 512, logit_scale=10.0)
     found = train_sparse_clip(start, cle.planted.normalise(batch.images), batch.captions, batch_size=200, n_epochs=25,
                               lr=3e-3, largest_logit_scale=30.0, progress=False)  # fmt: skip
     pictures, prompts = cle.planted.normalise(test.images), world.prompts()

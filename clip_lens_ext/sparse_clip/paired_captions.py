@@ -12,7 +12,7 @@ from clip_lens_ext.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
-class Captions:
+class PairedCaptions:
     """Texts without repeats, and those of each picture.
 
     Attributes:
@@ -26,14 +26,14 @@ class Captions:
     first: Tensor
 
     @classmethod
-    def of(cls, captions: Sequence[str | Sequence[str]]) -> Captions:
+    def of(cls, captions: Sequence[str | Sequence[str]]) -> PairedCaptions:
         """From a text, or several, for each picture.
 
         Raises:
             InputError: no captions, a picture without one, or something that is no text; it says at which picture.
 
         Example:
-            >>> found = Captions.of(["a cat", ["a dog", "a cat"]])
+            >>> found = PairedCaptions.of(["a cat", ["a dog", "a cat"]])
             >>> found.texts, found.entries.tolist(), found.first.tolist()
             (('a cat', 'a dog'), [0, 1, 0], [0, 1, 3])
         """
@@ -58,12 +58,12 @@ class Captions:
         """Pictures."""
         return len(self.first) - 1
 
-    def select(self, pictures: Tensor) -> Captions:
+    def select(self, pictures: Tensor) -> PairedCaptions:
         """Those of some pictures, in that order; the texts stay all."""
         begin, end = self.first[pictures], self.first[pictures + 1]
         entries = [self.entries[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
         first = torch.cat([torch.zeros(1, dtype=torch.long), (end - begin).cumsum(0)])
-        return Captions(self.texts, torch.cat(entries), first)
+        return PairedCaptions(self.texts, torch.cat(entries), first)
 
     def draw(self, pictures: Tensor, draws: Tensor) -> Tensor:
         """The number of one text of each picture: the one at `draws`, in [0, 1), of its captions."""
