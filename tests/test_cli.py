@@ -310,7 +310,8 @@ def test_help_version_and_no_command(run):
 
 def test_the_page_names_every_option_and_no_other(run):
     page = (Path(cli.__file__).parents[1] / "docs" / "cli.md").read_text()
-    commands = ((), ("attribute",), ("demo",), ("check-sae",), ("train-sae",), ("spectrum",))
+    commands = ((), ("attribute",), ("demo",), ("check-sae",), ("train-sae",), ("spectrum",), ("train-sparse",),
+                ("name",))
     helps = [run(*command, "--help", references=False)[1] for command in commands]
     options = set(re.findall(r"--[a-z-]+", " ".join(helps))) - {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page)) == options
@@ -323,8 +324,8 @@ def test_the_scopes_are_those_of_a_vision_tower(run):
 
 
 def test_it_asks_for_nothing_heavy_before_a_command_runs():
-    parts = {"cli_sae.py": {"errors"}, "cli_spectrum.py": {"errors"}}
-    for file, expected in {"cli.py": {"errors", "cli_sae", "cli_spectrum"}, **parts}.items():
+    parts = ("cli_name", "cli_sae", "cli_sparse", "cli_spectrum")
+    for file, expected in {"cli.py": {"errors", *parts}, **{f"{name}.py": {"errors"} for name in parts}}.items():
         module = ast.parse(Path(cli.__file__).with_name(file).read_text())
         names = [node.module or "" for node in module.body if isinstance(node, ast.ImportFrom)]
         names += [alias.name for node in module.body if isinstance(node, ast.Import) for alias in node.names]

@@ -203,7 +203,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         "import sys, torch\n"
         "torch.set_num_threads(1)\n"
         f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}\n"
-        "from test_train import QUICK, data, sparse\n"
+        "from test_train_sparse import QUICK, data, sparse\n"
         "from clip_lens_ext.sparse_clip import train_sparse_clip\n"
         "torch.distributed.init_process_group('gloo')\n"
         "for trained in ('heads', 'all'):\n"
