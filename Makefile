@@ -68,7 +68,7 @@ real: $(VENV)/.dev    ## the real OpenAI ViT-B/16 image tower; REAL= is the fold
 	$(BIN)/python -m benchmarks.real_flags_words --data $(REAL)
 
 flags: $(VENV)/.dev   ## trains five planted worlds, a quarter of an hour each on two cores, and measures flags against their keys
-	$(BIN)/python -m benchmarks.flags --seeds 101 102 103 104 105
+	$(BIN)/python -m benchmarks.flags --seeds 103 104 105 106 107
 
 lesions: $(VENV)/.dev ## the case study of skin lesions again, with its tables and figures
 	$(BIN)/python docs/case-studies/skin_lesions/study.py --out runs/skin_lesions --page docs/case-studies/skin_lesions/README.md
@@ -79,6 +79,7 @@ models: $(VENV)/.dev  ## builds every model of open_clip without weights, and wr
 
 weights: $(VENV)/.dev ## trains the planted world's CLIP and SAEs again, as they ship for seed 0
 	$(BIN)/python -m clip_lens_ext.planted.train --seed 0 --out clip_lens_ext/planted/weights
+	$(BIN)/python -m benchmarks.sparse_weights
 
 clean:
 	rm -rf $(VENV) $(VENV)-tl4 demo build *.egg-info

@@ -35,6 +35,7 @@ TEMPLATE = "a photo of a {}"
 KINDS = ("polysemous", "compound noun", "typographic", "artifact")
 FUNCTION_WORDS = frozenset(["a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign"])
 N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 4800, 160, 48, 32, 1500
+DEVELOPED_ON = "0, 101 and 102"
 ABOUT = 0.75  # AUROC from which a latent counts as being about something
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -291,7 +292,7 @@ def section(results: dict[int, dict[str, Any]]) -> str:
             f"background) and a flagged latent is about what is planted: AUROC of at least {ABOUT} on pictures with and without it. Every "
             "other prompt is a negative: plain classes, and the controls, words and phrases with nothing planted. What is planted in the pictures need "
             f"not be learned: *learned* is what moves the model's own prediction with that AUROC, by an oracle with the key; *findable* is of it "
-            f"what the SAE's best single latent tells with that AUROC. {N_PICTURES} test pictures, {N_OF_PROMPT} of each prompt, SAE at `{HOOK}`.",
+            f"what the SAE's best single latent tells with that AUROC. The worlds {DEVELOPED_ON} were looked at while the rules were made. {N_PICTURES} test pictures, {N_OF_PROMPT} of each prompt, SAE at `{HOOK}`.",
             table(header, rows),
         ]
     )

@@ -107,7 +107,7 @@ def main() -> None:
     baseline = next(row["clarity baseline"] for row in rows.values() if "clarity baseline" in row)
     write_section("sparse_ablations", "\n".join([
         f"Heads on the embeddings of the planted CLIP, trained on {N_TRAIN:,} pairs for {TRAINING['n_epochs']} epochs "
-        f"with the cap {CAP:g} unless said; measured on {N_TEST:,} held-out pictures. Clarity of all pairs of pictures: "
+        f"with the cap {CAP:g} unless said, at which the factor begins; measured on {N_TEST:,} held-out pictures. Clarity of all pairs of pictures: "
         f"{baseline:.3f}. *Name is there*: share of a feature's top pictures that have what its top word names, by the "
         "world's own truth.", "",
         table(HEAD, [["dense embedding", *(f"{value:.3f}" for value in dense.values()), *["-"] * 8],

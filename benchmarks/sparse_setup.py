@@ -23,8 +23,8 @@ TEMPLATE = "a photo of a {}"
 # Words that the truth of a picture says nothing of: grammar, sizes and colours.
 _GRAMMAR = ("a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign", "small", "large")
 NOT_JUDGED = frozenset((*_GRAMMAR, *COLOURS))
-TRAINING: dict[str, Any] = {"batch_size": 500, "n_epochs": 30, "lr": 2e-3}
-WIDTH, CAP = 16, 50.0
+TRAINING: dict[str, Any] = {"batch_size": 500, "n_epochs": 60, "lr": 5e-3}
+WIDTH, CAP = 16, 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +165,11 @@ def row_of(codes: Codes, data: Setup, *, sparse: bool = True) -> dict[str, float
 
 
 def train(data: Setup, *, width: int = WIDTH, cap: float = CAP, seed: int = 0, **settings: Any) -> Any:
-    """Heads on the pairs; `activation` and `k` are of the heads, the rest of the training."""
+    """Heads on the pairs; `activation` and `k` are of the heads, the rest of the training.
+
+    The factor begins at its cap, which it would reach in a long training: in one as short as this it would not.
+    """
     heads = {name: settings.pop(name) for name in ("activation", "k") if name in settings}
     d_code = width * data.images.shape[1]
-    start = cle.add_sparse_heads(data.dense, d_code, logit_scale=min(cap, 1 / 0.07), seed=seed, **heads)
+    start = cle.add_sparse_heads(data.dense, d_code, logit_scale=cap, seed=seed, **heads)
     return cle.train_sparse_clip(start, data.pairs, largest_logit_scale=cap, **{**TRAINING, **settings})

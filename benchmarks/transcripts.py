@@ -28,15 +28,6 @@ def draw_pictures(folder: Path) -> None:
     (folder / "pictures" / "cut.png").write_bytes(whole[: len(whole) // 2])
 
 
-def draw_many(folder: Path, n: int) -> None:
-    """Held-out pictures of the planted world in a folder, and their captions in a file beside it."""
-    folder.mkdir()
-    batch = cle.PlantedWorld(0).sample(n, seed=9, split="test")
-    for number, picture in enumerate(batch.images):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{number:03}.png")
-    (folder.parent / "captions.txt").write_text("\n".join(batch.captions))
-
-
 def run(command: str, folder: Path) -> list[str]:
     """The lines that a command prints, on stdout and stderr."""
     name, *arguments = shlex.split(command)
@@ -96,10 +87,7 @@ def main() -> None:
         write("spectrum", [f"$ {command}", *lines[:start], *kept[:1], "...", *kept[1:]])
         command = "clip-lens train-sparse --out sparse --n-images 1500 --batch-size 250 --lr 0.003 --cap 30"
         write("train_sparse", [f"$ {command}", *run(command, folder)])
-        words = dict.fromkeys(entry.name for entry in cle.PlantedWorld(0).classes)
-        (folder / "words.txt").write_text("\n".join(words))
-        draw_many(folder / "photos", 300)
-        command = "clip-lens name photos --model sparse --vocabulary words.txt --texts captions.txt --by lift"
+        command = "clip-lens name --by lift"
         write("name", [f"$ {command}", *run(command, folder)])
         wrong = [
             "clip-lens attribute pictures/cut.png",

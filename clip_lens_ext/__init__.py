@@ -48,7 +48,12 @@ if TYPE_CHECKING:
     from clip_lens_ext.noise_attribution_result import NoiseShare
     from clip_lens_ext.noise_latents import NoiseAlignment, noise_alignment
     from clip_lens_ext.passes import Accumulator, PassReport, run_pass
-    from clip_lens_ext.planted import PlantedWorld, planted_clip, planted_sae
+    from clip_lens_ext.planted import (
+        PlantedWorld,
+        planted_clip,
+        planted_sae,
+        planted_sparse_clip,
+    )
     from clip_lens_ext.saes import SAECheck, SparseCodes, check_sae, encode, formats, load_sae, train_sae, train_saes
     from clip_lens_ext.semantics import (
         Alignment,
@@ -185,7 +190,9 @@ _HOMES = {
     "noise_attribution_result": ("NoiseShare",),
     "noise_latents": ("NoiseAlignment", "noise_alignment"),
     "passes": ("Accumulator", "PassReport", "run_pass"),
-    "planted": ("PlantedWorld", "planted_clip", "planted_sae"),
+    "planted": (
+        "PlantedWorld", "planted_clip", "planted_sae", "planted_sparse_clip",
+    ),
     "saes": ("SAECheck", "SparseCodes", "check_sae", "encode", "formats", "load_sae", "train_sae", "train_saes"),
     "semantics": (
         "Alignment", "DecoderProjection", "EmptyPrompt", "Evidence", "Flag", "Flags", "Intervention",
@@ -364,6 +371,7 @@ __all__ = [
     "planted",
     "planted_clip",
     "planted_sae",
+    "planted_sparse_clip",
     "polysemanticity",
     "principal_angles",
     "probe_target",

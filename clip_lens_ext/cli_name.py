@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from clip_lens_ext.errors import InputError, LoadError
 
+_N_PLANTED = 400  # pictures, where no folder is given
+
 if TYPE_CHECKING:
     from clip_lens_ext.sparse_clip import ConceptNames
     from clip_lens_ext.towers.clip import HookedCLIP
@@ -24,9 +26,9 @@ def add_name(commands: Any) -> None:
     )  # fmt: skip
     parser.set_defaults(command=_name)
     add = parser.add_argument
-    add("images", metavar="FOLDER", help="a folder of images; a broken one is skipped")
-    add("--model", required=True, metavar="FOLDER", help="a Sparse CLIP, as training wrote it")
-    add("--vocabulary", required=True, metavar="FILE", help="text file with one word a line")
+    add("images", nargs="?", metavar="FOLDER", help="a folder of images; a broken one is skipped; needed with --model")
+    add("--model", metavar="FOLDER", help="a Sparse CLIP, as training wrote it; without it the embedded planted one")
+    add("--vocabulary", metavar="FILE", help="text file with one word a line; needed with --model")
     add("--template", action="append", metavar="TEXT", help="what a word is put into, with one {}; may be repeated "
         "(default: the bare word)")  # fmt: skip
     add("--texts", metavar="FILE", help="captions, one a line, for modality and density; without it the words stand in")
@@ -46,20 +48,30 @@ def _name(arguments: argparse.Namespace) -> None:
     for name in ("words", "pictures", "top"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name} takes a positive number, not {getattr(arguments, name)}")
-    folder, out = Path(arguments.images), Path(arguments.out)
-    if not folder.is_dir():
-        raise InputError(f"no such folder of images: {str(folder)!r}")
+    out = Path(arguments.out)
+    if arguments.model and not (arguments.images and arguments.vocabulary):
+        raise InputError("--model needs FOLDER and --vocabulary FILE: pictures, and words to name its features by")
+    if arguments.images and not Path(arguments.images).is_dir():
+        raise InputError(f"no such folder of images: {arguments.images!r}")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: name a folder")
     import clip_lens_ext as cle
     from clip_lens_ext.plots.concepts import plot_concepts
     from clip_lens_ext.sparse_clip import name_concepts
 
-    vocabulary = cle.Vocabulary.from_file(arguments.vocabulary, templates=arguments.template or "{}")
+    templates = arguments.template or "{}"
+    images: Any = arguments.images
     texts = None if arguments.texts is None else _lines(Path(arguments.texts))
+    if images is None:
+        batch = cle.PlantedWorld(0).sample(_N_PLANTED, seed=9, split="test")
+        images, texts = cle.planted.normalise(batch.images), texts or batch.captions
+    if arguments.vocabulary:
+        vocabulary = cle.Vocabulary.from_file(arguments.vocabulary, templates=templates)
+    else:
+        vocabulary = cle.Vocabulary.from_terms(cle.PlantedWorld(0).vocabulary, templates=templates)
     clip = _opened(arguments.model, arguments.device)
     found = name_concepts(
-        clip, vocabulary, folder, k_words=arguments.words, k_images=arguments.pictures, texts=texts,
+        clip, vocabulary, images, k_words=arguments.words, k_images=arguments.pictures, texts=texts,
         judge=cle.load_clip(arguments.judge, device=arguments.device) if arguments.judge else None,
         checkpoint=arguments.checkpoint, progress=not arguments.no_progress and sys.stderr.isatty(),
     )  # fmt: skip
@@ -73,13 +85,16 @@ def _name(arguments: argparse.Namespace) -> None:
     for kind, name in (("table", "concepts.csv"), ("table", "concepts.json"), ("names", "concepts.safetensors")):
         print(f"{kind}: {out / name}")
     if features:
-        plot_concepts(found, folder, out / "concepts.png", features=features)
+        plot_concepts(found, images, out / "concepts.png", features=features)
         print(f"picture: {out / 'concepts.png'}")
 
 
-def _opened(folder: str, device: str) -> HookedCLIP:
+def _opened(folder: str | None, device: str) -> HookedCLIP:
     """The model; the planted one under its heads ships, and others are opened by their name."""
     import clip_lens_ext as cle
+
+    if folder is None:
+        return cle.planted_sparse_clip(device)
     from clip_lens_ext.planted.load import MODEL_NAME
     from clip_lens_ext.towers.from_sparse import read
 

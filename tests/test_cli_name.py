@@ -70,6 +70,7 @@ def test_a_folder(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pa
         ({"--vocabulary": "nothing.txt"}, "cannot read terms"),
         ({"--texts": "nothing.txt"}, "cannot read texts"),
         ({"images": "nothing"}, "no such folder of images"),
+        ({"--vocabulary": ""}, "--model needs FOLDER and --vocabulary FILE"),
         ({"--model": "nothing"}, "nothing holds no Sparse CLIP"),
     ],
 )
@@ -88,3 +89,12 @@ def test_out_is_a_file(photos: Path, capsys: pytest.CaptureFixture[str]) -> None
     out, model = str(photos / "words.txt"), str(photos / "model")
     assert cli.main(["name", str(photos / "photos"), "--model", model, "--vocabulary", out, "--out", out]) == 2
     assert "is a file" in capsys.readouterr().err
+
+
+def test_the_planted_one_needs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["name", "--out", str(tmp_path), "--no-progress", "--top", "3", "--by", "lift"]) == 0
+    said = capsys.readouterr().out
+    assert "1024 features" in said
+    found = ConceptNames.load(tmp_path / "concepts.safetensors")
+    assert found.mean_agreement > 3 * abs(found.mean_control)
+    assert found.text_source == "texts"

@@ -1,6 +1,6 @@
 """A small world with known truth, and the CLIP and the SAEs that were trained on it."""
 
-from clip_lens_ext.planted.load import planted_clip, planted_sae, preprocess
+from clip_lens_ext.planted.load import planted_clip, planted_sae, planted_sparse_clip, preprocess
 from clip_lens_ext.planted.measure import PlantedReport, measure_clip
 from clip_lens_ext.planted.roles import Compound, Controls, PlantedClass, PlantedKey
 from clip_lens_ext.planted.tokenizer import WordTokenizer
@@ -20,5 +20,6 @@ __all__ = [
     "normalise",
     "planted_clip",
     "planted_sae",
+    "planted_sparse_clip",
     "preprocess",
 ]

@@ -17,14 +17,20 @@ from clip_lens_ext.planted.drawing import SIZE
 from clip_lens_ext.planted.store import MANIFEST, check_sha256, read_clip
 from clip_lens_ext.planted.world import PlantedWorld, normalise
 from clip_lens_ext.saes.load import load_sae
+from clip_lens_ext.towers import from_sparse
 from clip_lens_ext.towers.clip import HookedCLIP
 
-__all__ = ["MODEL_NAME", "SHIPPED_SEED", "WEIGHTS", "planted_clip", "planted_sae", "preprocess"]
+__all__ = [
+    "MODEL_NAME", "SHIPPED_SEED", "SPARSE", "WEIGHTS", "planted_clip", "planted_sae", "planted_sparse_clip",
+    "preprocess",
+]  # fmt: skip
 
 SHIPPED_SEED: Final = 0
 """The world whose weights ship with the package."""
 MODEL_NAME: Final = "planted-0"
 WEIGHTS: Final = Path(__file__).parent / "weights"
+SPARSE: Final = "sparse"
+"""The folder of the Sparse CLIP among the weights."""
 
 
 def preprocess(picture: Image.Image) -> Float[torch.Tensor, "3 48 48"]:
@@ -108,6 +114,29 @@ def planted_sae(
     for name in shipped[folder]:
         check_sha256(WEIGHTS, name)
     return load_sae(WEIGHTS / folder, device=device)
+
+
+def planted_sparse_clip(device: str | torch.device | None = None) -> HookedCLIP:
+    """A Sparse CLIP on the towers of `planted_clip`: sparse heads of 1024 features, trained on pictures of its world.
+
+    The towers were not trained with the heads, as `train_sparse_clip(..., trained="heads")` has it.
+
+    Args:
+        device: Where it goes; None: the CPU.
+
+    Raises:
+        LoadError: If a shipped file is missing, or is not the one that was shipped.
+
+    Example:
+        >>> from clip_lens_ext.planted import PlantedWorld, normalise, planted_sparse_clip
+        >>> clip, batch = planted_sparse_clip(), PlantedWorld(0).sample(2, seed=0, split="test")
+        >>> codes = clip.embed_images(normalise(batch.images))
+        >>> codes.shape, bool((codes >= 0).all()), float((codes > 0).float().mean()) < 0.2
+        (torch.Size([2, 1024]), True, True)
+    """
+    for name in (from_sparse.CONFIG, from_sparse.WEIGHTS):
+        check_sha256(WEIGHTS, f"{SPARSE}/{name}")
+    return from_sparse.load(from_sparse.read(WEIGHTS / SPARSE), planted_clip()).to(device=device)
 
 
 def _shipped_saes() -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from clip_lens_ext.semantics.flag_results import PASS, Evidence, Flag
 from clip_lens_ext.semantics.sense_results import PictureSenses
 from clip_lens_ext.semantics.word_senses import WordSenses
 
-CONTROL = "the geometric mean of the medians of one prompt and of two mixed"
+CONTROL = "the harmonic mean of the medians of one prompt and of two mixed"
 CHANCE = "the greatest of any latent between random groups"
 MIXED = "half-way between chance and two prompts mixed"
 

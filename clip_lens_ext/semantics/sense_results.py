@@ -63,9 +63,13 @@ class PictureSenses:
 
     @property
     def threshold(self) -> float:
-        """From the controls: the geometric mean of the median separations of one prompt and of two prompts mixed."""
+        """From the controls: the harmonic mean of the median separations of one prompt and of two prompts mixed.
+
+        Nearer to that of one prompt than half-way: two things of one name are pulled together by their captions, and
+        two prompts are not.
+        """
         one, two = self.separation[: len(self.names)].median(), self.mixed_separation.median()
-        return float((one * two).sqrt())
+        return float(2 * one * two / (one + two).clamp(min=1e-300))
 
     @property
     def purity_threshold(self) -> float:

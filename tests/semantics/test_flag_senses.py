@@ -129,7 +129,7 @@ def test_parts_are_compared_half_and_half(pixels: Tensor, clip: HookedCLIP, sae:
 
 def test_thresholds_come_from_the_controls(senses: PictureSenses) -> None:
     one, two = senses.separation[:5].sort().values[2], senses.mixed_separation.sort().values[2]
-    assert senses.threshold == pytest.approx(float(one * two) ** 0.5)
+    assert senses.threshold == pytest.approx(2 / (1 / float(one) + 1 / float(two)))
     assert senses.purity_threshold == pytest.approx((0.5 + float(senses.mixed_purity.sort().values[2])) / 2)
     assert senses.to_frame().two_groups.tolist() == (senses.separation[:5] >= senses.threshold).tolist()
 

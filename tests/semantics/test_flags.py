@@ -222,7 +222,8 @@ def test_polysemous() -> None:
     [
         {"separation": torch.full((6,), 0.1)},  # no two groups
         {"chance_t": torch.full((6,), 10.0)},  # random groups differ as much
-        {"mixed_separation": torch.tensor([2.0])},  # two prompts differ far more
+        {"separation": torch.tensor([0.4, 0.3, 0.3, 0.3, 0.3, 0.3]), "mixed_separation": torch.tensor([0.9])},
+        # ... two prompts differ far more
     ],
 )
 def test_polysemous_needs_every_piece(broken: dict[str, torch.Tensor]) -> None:
@@ -386,7 +387,7 @@ def test_table_and_file(tmp_path: Path) -> None:
     frame = flags.to_frame()
     assert len(frame) == len(flags)
     sentence = frame[frame.kind == "polysemous"].evidence.iloc[0]
-    assert "separation of two groups 0.4 (at least 0.2, from the geometric mean" in sentence
+    assert "separation of two groups 0.4 (at least 0.16, from the harmonic mean" in sentence
     flags.save(tmp_path / "flags.safetensors")
     found = Flags.load(tmp_path / "flags.safetensors")
     assert [str(flag) for flag in found.flags] == [str(flag) for flag in flags.flags]
