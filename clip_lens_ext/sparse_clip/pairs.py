@@ -143,10 +143,12 @@ def embed_pairs(
     vision, text = tower_sha256(clip.vision), tower_sha256(clip.text)
     cfg = clip.vision.cfg
     seen = _Rows()
+    # Each write has all rows so far: twenty in all cost ten times the size of the rows, however many there are.
+    every = [max(50, -(-(n or 0) // (20 * batch_size))) for n in (batches.n_samples, len(paired.texts))]
     report = run_pass(
         batches, lambda batch: _embedded(batch, clip.vision(batch.pixels.to(cfg.device, cfg.dtype))), seen,
-        checkpoint=checkpoint, settings={"what": "embed_pairs", "model": vision}, description="pictures",
-        progress=progress,
+        checkpoint=checkpoint, checkpoint_every=every[0], settings={"what": "embed_pairs", "model": vision},
+        description="pictures", progress=progress,
     )  # fmt: skip
     if int(seen.indexes.max()) >= paired.n:
         raise InputError(f"more than {int(seen.indexes.max())} pictures, and captions of {paired.n}")
@@ -156,6 +158,7 @@ def embed_pairs(
         image_batches(tokens, batch_size=batch_size),
         lambda batch: _embedded(batch, tower(batch.pixels.to(tower.cfg.device))), said,
         checkpoint=None if checkpoint is None else Path(checkpoint).with_name(Path(checkpoint).name + ".texts"),
+        checkpoint_every=every[1],
         settings={"what": "embed_pairs", "model": text}, description="captions", progress=progress,
     )  # fmt: skip
     own = paired.select(seen.indexes)

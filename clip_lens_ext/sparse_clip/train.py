@@ -135,9 +135,11 @@ def train_sparse_clip(
             optimiser are in the dtype of the model.
         n_accumulated: parts in which a process goes through its share, for memory; the gradient stays that of the whole
             batch, at the price of a second forward pass.
-        output_dir: where state, checkpoints and model go, and from where the same call goes on. None: nothing is kept.
+        output_dir: where state, checkpoints and model go, and with heads alone the embeddings of the pairs; the same
+            call goes on from there. None: nothing is kept.
         checkpoints: shares of the training after which the weights are kept; the early ones show how concepts emerge.
-        checkpoint_every: steps between two writes of the state. An interrupt or an error writes too.
+        checkpoint_every: steps between two writes of the state. An interrupt or an error writes too, unless it came
+            while the weights changed.
         stop_after: end early, after so many steps of the whole; the schedule stays that of the whole.
         preprocess: PIL picture to tensor; None: that of `clip`.
         n_workers: processes that read pictures ahead, with `trained="all"`.
@@ -178,7 +180,14 @@ def train_sparse_clip(
     if stop_after is not None and stop_after < 1:
         raise InputError(f"stop_after is a number of steps, 1 or more; got {stop_after}")
     shown = progress and processes.rank == 0
-    pairs = _pairs(clip, images, captions, settings, preprocess, shown)
+    processes.share(torch.arange(batch_size), n_accumulated)  # this and the next raise before anything is written
+    if captions is not None:
+        settings.n_steps(len(captions))
+    folder, identity = None, {**settings.compared, **_begins(native, settings)}
+    if output_dir is not None:
+        folder = TrainingFolder(output_dir, identity, whole=False)
+    kept_at = None if folder is None or processes.rank else folder.embedded
+    pairs = _pairs(clip, images, captions, settings, preprocess, kept_at, shown)
     clip = _copy(clip, native, settings)
     native = headed(clip)
     data: TrainingData
@@ -187,13 +196,9 @@ def train_sparse_clip(
     else:
         batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=32)
         data = TowerData(clip, native, batches, pairs, n_workers, processes, shown)
-    processes.share(torch.arange(batch_size), n_accumulated)  # raises before anything is written
     trainer = Trainer(native, data, settings, processes, clip.vision.cfg.device)
-    folder = None
     if output_dir is not None:
-        begins = module_sha256(trained_part(native, settings))
-        made_of = {"begins_sha256": begins, "data_sha256": data.fingerprint, **_head_settings(native)}
-        folder = TrainingFolder(output_dir, {**settings.compared, **made_of})
+        folder = TrainingFolder(output_dir, {**identity, "data_sha256": data.fingerprint})
     processes.wait()  # all have looked before one writes
     _go(clip, trainer, folder, settings, processes, stop_after, shown)
     history = pd.DataFrame(trainer.history, columns=list(COLUMNS)).astype({"step": int})
@@ -205,7 +210,7 @@ def train_sparse_clip(
 
 def _pairs(
     clip: HookedCLIP, images: Any, captions: Sequence[str | Sequence[str]] | None, settings: TrainingSettings,
-    preprocess: Preprocess | None, progress: bool,
+    preprocess: Preprocess | None, kept_at: Path | None, progress: bool,
 ) -> EmbeddedPairs | PairedCaptions:  # fmt: skip
     if isinstance(images, EmbeddedPairs):
         if captions is not None or settings.trained == "all":
@@ -217,7 +222,9 @@ def _pairs(
         raise InputError("pictures need captions: a text, or several, for each")
     if settings.trained == "all":
         return PairedCaptions.of(captions)
-    return embed_pairs(dense_clip(clip), images, captions, preprocess=preprocess, progress=progress)
+    if kept_at is not None:
+        kept_at.parent.mkdir(parents=True, exist_ok=True)
+    return embed_pairs(dense_clip(clip), images, captions, preprocess=preprocess, checkpoint=kept_at, progress=progress)
 
 
 def _check(clip: HookedCLIP, pairs: EmbeddedPairs) -> None:
@@ -244,9 +251,9 @@ def _copy(clip: HookedCLIP, native: HeadedCLIP, settings: TrainingSettings) -> H
     return put_together(dense, heads[0], heads[1], float(native.logit_scale.detach()))
 
 
-def _head_settings(native: HeadedCLIP) -> dict[str, Any]:
-    head = native.image_head
-    return {"d_code": head.out_features, "activation": head.activation, "k": head.k}
+def _begins(native: HeadedCLIP, settings: TrainingSettings) -> dict[str, Any]:
+    head, begins = native.image_head, module_sha256(trained_part(native, settings))
+    return {"begins_sha256": begins, "d_code": head.out_features, "activation": head.activation, "k": head.k}
 
 
 def _go(
@@ -267,7 +274,7 @@ def _go(
 
     def write() -> None:
         nonlocal written
-        if trainer.done > written:
+        if trainer.whole and trainer.done > written:
             folder.write_state(trainer.state())
             written = trainer.done
 

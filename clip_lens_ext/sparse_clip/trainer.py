@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from clip_lens_ext.sparse_clip.contrastive import Step, contrastive_step
@@ -35,6 +36,8 @@ class Trainer:
         done: steps so far.
         n_steps: steps of the whole training.
         history: a row of `COLUMNS` for each step.
+        whole: whether weights, optimiser and history are of the same step; not while one is taken, nor after one that
+            was interrupted.
     """
 
     def __init__(
@@ -54,6 +57,9 @@ class Trainer:
         self.n_steps = settings.n_steps(data.n)
         self.done = 0
         self.history: list[list[float]] = []
+        self.whole = True
+        # Running means change with a forward pass, all else with the optimiser alone.
+        self._forward_changes = any(isinstance(part, _BatchNorm) for part in self._trained.modules())
 
     def run(self, last: int, after_step: Callable[[], None], *, progress: bool) -> None:
         """Go on until `last` steps are done, and call `after_step` after each."""
@@ -65,6 +71,7 @@ class Trainer:
                 row = self._step(images, texts)
                 self.done += 1
                 self.history.append(row)
+                self.whole = True
                 bar.update()
                 l0 = f"{row[3]:.0f}/{row[4]:.0f}"
                 bar.set_postfix(loss=f"{row[2]:.3f}", L0=l0, scale=f"{row[5]:.1f}", refresh=False)
@@ -93,11 +100,13 @@ class Trainer:
         n_parts = settings.n_accumulated
         parts = list(enumerate(zip(images.chunk(n_parts), texts.chunk(n_parts), strict=True)))
         self._optimizer.zero_grad(set_to_none=True)
+        self.whole = not self._forward_changes
         seen = contrastive_step(
             self._encode, parts, scale, l1=settings.l1, loss_of=self._loss,
             backward=lambda loss: self._scaler.scale(loss).backward(),
         )  # fmt: skip
         self._processes.average_gradients(self._parameters)
+        self.whole = False
         self._scaler.unscale_(self._optimizer)
         if settings.clip_gradient is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip_gradient)

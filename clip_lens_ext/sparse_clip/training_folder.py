@@ -15,6 +15,7 @@ from clip_lens_ext.result_files import staged
 from clip_lens_ext.towers import from_sparse
 
 SETTINGS, STATE, CHECKPOINTS = "training_settings.json", "training_state.pt", "checkpoints"
+EMBEDDED = "embedded_pairs"
 
 
 class TrainingFolder:
@@ -23,12 +24,13 @@ class TrainingFolder:
     Args:
         path: the folder.
         identity: JSON values by which two trainings are the same.
+        whole: whether these are all such values; if not, others in the folder are not looked at.
 
     Raises:
         InputError: the folder holds another training (it names what differs), or a model that no training made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any], *, whole: bool = True) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output_dir {str(self.path)!r} is a file")
@@ -40,13 +42,18 @@ class TrainingFolder:
                                  "another")  # fmt: skip
             return
         there = json.loads(settings.read_text(encoding="utf-8"))
-        names = sorted(there.keys() | self._identity.keys())
+        names = sorted((there.keys() if whole else set()) | self._identity.keys())
         differ = [name for name in names if there.get(name) != self._identity.get(name)]
         if differ:
             now = self._identity
             shown = "; ".join(f"{name} was {there.get(name)!r} and is now {now.get(name)!r}" for name in differ)
             raise InputError(f"output_dir {str(self.path)!r} holds another training: {shown}; choose another folder, "
                              "or the same settings, model and data")  # fmt: skip
+
+    @property
+    def embedded(self) -> Path:
+        """The file of the pictures' embeddings, for heads alone; that of the captions' lies beside it."""
+        return self.path / EMBEDDED
 
     @property
     def finished(self) -> bool:

@@ -145,7 +145,7 @@ def test_parts_of_a_batch_are_the_batch(trained: Any) -> None:
 
 
 @pytest.mark.parametrize("trained", ["heads", "all"])
-@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("how", ["stopped", "killed", "killed while the weights change"])
 def test_a_training_goes_on_where_it_was(
     trained: Any, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,17 +159,22 @@ def test_a_training_goes_on_where_it_was(
     else:
         from clip_lens_ext.sparse_clip import trainer
 
-        real, calls = trainer.contrastive_step, []
+        owner, name = (trainer, "contrastive_step") if how == "killed" else (torch.optim.AdamW, "step")
+        real, calls = getattr(owner, name), []
 
         def interrupted(*args: Any, **kwargs: Any) -> Any:
             calls.append(0)
+            if owner is trainer and len(calls) == 6:
+                raise KeyboardInterrupt
+            result = real(*args, **kwargs)
             if len(calls) == 6:
                 raise KeyboardInterrupt
-            return real(*args, **kwargs)
+            return result
 
-        monkeypatch.setattr(trainer, "contrastive_step", interrupted)
+        monkeypatch.setattr(owner, name, interrupted)
+        often = {"checkpoint_every": 4} if owner is not trainer else {}
         with pytest.raises(KeyboardInterrupt):
-            train_sparse_clip(start, *data(), **settings, output_dir=tmp_path / "parts")
+            train_sparse_clip(start, *data(), **settings, **often, output_dir=tmp_path / "parts")
         monkeypatch.undo()
     again = train_sparse_clip(start, *data(), **settings, output_dir=tmp_path / "parts")
     same(whole, again)
@@ -182,6 +187,51 @@ def test_a_training_goes_on_where_it_was(
     written = (tmp_path / "parts" / STATE).stat().st_mtime_ns
     same(train_sparse_clip(start, *data(), **settings, output_dir=tmp_path / "parts"), whole)
     assert (tmp_path / "parts" / STATE).stat().st_mtime_ns == written  # nothing was left to do
+
+
+def test_pairs_are_embedded_once(tmp_path: Path) -> None:
+    seen: list[int] = []
+    for last in (4, 7, None):
+        clip = sparse()
+        native: Any = clip.native
+        native.dense.visual.conv1.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+        found = train_sparse_clip(clip, *data(), **QUICK, output_dir=tmp_path, stop_after=last)
+        assert sum(seen) == N
+    assert found.finished
+    same(found, train_sparse_clip(sparse(), *data(), **QUICK))
+
+
+@pytest.mark.parametrize("when", ["in the forward pass", "before it"])
+def test_running_means_are_those_of_the_step(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Normalised(torch.nn.Module):
+        """Batch normalisation of tokens: its means change before any weight does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.calls, self.last = torch.nn.BatchNorm1d(48), 0, 0
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            self.calls += self.training
+            if self.calls == self.last and when == "before it":
+                raise KeyboardInterrupt
+            tokens = self.norm(tokens.transpose(1, 2)).transpose(1, 2)
+            if self.calls == self.last:
+                raise KeyboardInterrupt
+            return tokens
+
+    native = build_clip()
+    native.visual.ln_pre = torch.nn.Sequential(native.visual.ln_pre, Normalised())  # type: ignore[assignment]
+    start = add_sparse_heads(cle.HookedCLIP(native.eval(), tokenizer=tokenizer), CODE)
+    settings = {**QUICK, "trained": "all", "checkpoint_every": 2}
+    whole = train_sparse_clip(start, *data(), **settings)
+    means = weights(whole)["dense.visual.ln_pre.1.norm.running_mean"]
+    assert float(means.abs().max()) > 0
+    norm: Any = start.native.get_submodule("dense.visual.ln_pre.1")
+    norm.last = 6
+    with pytest.raises(KeyboardInterrupt):
+        train_sparse_clip(start, *data(), **settings, output_dir=tmp_path)
+    norm.last = 0
+    same(whole, train_sparse_clip(start, *data(), **settings, output_dir=tmp_path))
 
 
 def test_dropout_is_the_same_when_resumed_and_in_parts(tmp_path: Path) -> None:
@@ -285,8 +335,11 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="begins_sha256"):
         train_sparse_clip(add_sparse_heads(dense(), CODE, seed=5), *data(), **QUICK, output_dir=tmp_path)
     images, captions = data()
-    with pytest.raises(InputError, match="data_sha256"):
+    with pytest.raises(InputError, match="the checkpoint of a pass over other data"):
         train_sparse_clip(sparse(), -images, captions, **QUICK, output_dir=tmp_path)
+    pairs = embed_pairs(dense(), -images, captions, progress=False)
+    with pytest.raises(InputError, match="data_sha256"):
+        train_sparse_clip(sparse(), pairs, **QUICK, output_dir=tmp_path)
     (tmp_path / STATE).write_bytes(b"half of it")
     with pytest.raises(LoadError, match="cannot be read"):
         train_sparse_clip(sparse(), *data(), **QUICK, output_dir=tmp_path)

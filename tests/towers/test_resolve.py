@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, RobertaConfig
 
 from clip_lens_ext.errors import LoadError, UnsupportedModelError
+from clip_lens_ext.sparse_clip import add_sparse_heads, load_sparse_clip, save_sparse_clip
 from clip_lens_ext.towers import HookedTower, load_clip
 
 OPEN_CLIP_CONFIG = {
@@ -247,3 +248,22 @@ def test_live_models_of_open_clip_with_a_text_tower_of_its_own(kind: str) -> Non
     assert clip.preprocess is not None
     hooked = clip.text.run_with_hooks(ids, fwd_hooks=[("blocks.1.hook_resid_post", lambda x, hook: x * 0.5)])
     assert not torch.equal(hooked, clip.text(ids))
+
+
+def test_a_sparse_clip_opens_alone_where_its_dense_model_is_in_a_repository(
+    tmp_path: Path, cache: Callable[[str], Path]
+) -> None:
+    open_clip_folder(cache("some-org/some-clip"))
+    open_clip_folder(tmp_path / "mine")
+    x = inputs("vision")
+    for name in ("hf-hub:some-org/some-clip", str(tmp_path / "mine")):
+        sparse = add_sparse_heads(load_clip(name), 24, seed=3)
+        save_sparse_clip(sparse, tmp_path / "sparse", towers=False)
+        if name.startswith("hf-hub:"):
+            again = load_clip(tmp_path / "sparse")
+            assert again.model_name == sparse.model_name
+            assert torch.equal(again.vision(x), sparse.vision(x))
+        else:  # a folder is known by its name alone, and may be anywhere
+            with pytest.raises(LoadError, match=r"the heads of a Sparse CLIP on .mine., which cannot be opened"):
+                load_clip(tmp_path / "sparse")
+            assert torch.equal(load_sparse_clip(tmp_path / "sparse", load_clip(name)).vision(x), sparse.vision(x))
