@@ -172,13 +172,16 @@ def auroc_of(trained_: Trained) -> dict[str, Tensor]:
 
 
 def learned(trained_: Trained) -> dict[str, dict[str, float]]:
-    """Kind -> name -> how well the prompt's own cosine shows that the *model* does what was planted; an AUROC.
+    """Kind -> name -> how well the cosines show that the *model* does what was planted; 0.5 is chance.
 
-    The planted overlay or background on pictures of all else, beside the same pictures without it; the word drawn on
-    neutral pictures, beside other words; of a polysemous name its objects, each beside pictures of all else, and the
-    worse of them; of a compound the part's word and its object. At 0.5 the model has learned nothing to be flagged.
+    Of a word the AUROC of its prompt with the word drawn on neutral pictures, beside other words; of a polysemous name
+    that of its objects, each beside pictures of all else, and the worse of them; of a compound that of the part's word
+    and its object. Of an artifact, on pictures of all else before and after, the share of other prompts that rise less
+    than its own: an overlay moves a picture less than what it shows, so the same picture is compared.
     """
     world, clip = trained_.world, trained_.clip
+    names = list(dict.fromkeys(entry.name for entry in world.classes))
+    prompts = clip.embed_texts([TEMPLATE.format(name) for name in names], normalize=True).detach()
     batch = world.sample(N_PROBE, seed=42, split="test", overlay=None, word=None)
     pictures = predictions(trained_, batch.images)
     found: dict[str, dict[str, float]] = {}
@@ -194,7 +197,11 @@ def learned(trained_: Trained) -> dict[str, dict[str, float]]:
                 rest = torch.tensor([not own & set(objects) for objects in batch.objects])
                 swapped = {"background": things[0]} if things[0] in BACKGROUNDS else {"overlay": things[0]}
                 edited = world.sample(N_PROBE, seed=42, split="test", **{"overlay": None, "word": None, **swapped})
-                before, after = batch.images[rest], edited.images[rest]
+                rest &= (edited.images != batch.images).flatten(1).any(dim=1)
+                rise = (predictions(trained_, edited.images[rest]) - pictures[rest]) @ prompts.T
+                less = (rise < rise[:, names.index(name), None]).double().sum(dim=1) / (len(names) - 1)
+                found.setdefault(kind, {})[name] = float(less.mean())
+                continue
             else:
                 word = name if kind == "polysemous" else next(
                     compound.part_word for compound in world.key.compounds if compound.phrase == name
@@ -280,7 +287,8 @@ def section(results: dict[int, dict[str, Any]]) -> str:
             no_latent = [f"{name} ({entry['best_latent'][name]:.2f})" for name in entry["learned"] if name not in entry["findable"]]
             rows.append([kind, str(seed), *("-" if math.isnan(value) else f"{value:.2f}" for value in found),
                          ", ".join(not_learned) or "none", ", ".join(no_latent) or "none", missed, wrong])  # fmt: skip
-        means = [mean(value for value in values if not math.isnan(value)) for values in zip(*by_seed.values(), strict=True)]
+        numbers = [[value for value in values if not math.isnan(value)] for values in zip(*by_seed.values(), strict=True)]
+        means = [mean(values) if values else math.nan for values in numbers]
         rows.append([f"**{kind}**", "mean", *(f"**{value:.2f}**" for value in means), "", "", "", ""])
     header = ["kind", "seed", "precision", "recall of planted", "of learned", "of findable", "not learned by the model", "no latent",
               "missed", "flagged in error"]  # fmt: skip
@@ -291,7 +299,8 @@ def section(results: dict[int, dict[str, Any]]) -> str:
             f"A flag counts for a prompt and kind, and hits where the key has it planted (an artifact with that very overlay or "
             f"background) and a flagged latent is about what is planted: AUROC of at least {ABOUT} on pictures with and without it. Every "
             "other prompt is a negative: plain classes, and the controls, words and phrases with nothing planted. What is planted in the pictures need "
-            f"not be learned: *learned* is what moves the model's own prediction with that AUROC, by an oracle with the key; *findable* is of it "
+            f"not be learned: *learned* is what moves the model's own prediction with that AUROC (of an artifact: more than that share of the other "
+            "prompts, on the same pictures without and with it), by an oracle with the key; *findable* is of it "
             f"what the SAE's best single latent tells with that AUROC. The worlds {DEVELOPED_ON} were looked at while the rules were made. {N_PICTURES} test pictures, {N_OF_PROMPT} of each prompt, SAE at `{HOOK}`.",
             table(header, rows),
         ]
