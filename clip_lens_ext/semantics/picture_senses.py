@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
-from torch import Tensor
-from tqdm.auto import tqdm
 
-from clip_lens_ext.data import ImageBatches, Preprocess, image_batches
+from clip_lens_ext.data import Preprocess, image_batches
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import versions
-from clip_lens_ext.saes.codes import codes_of
 from clip_lens_ext.saes.splice import sae_hook_name
+from clip_lens_ext.semantics.picture_reader import PictureReader
 from clip_lens_ext.semantics.prompts import Target, embedded_prompts
 from clip_lens_ext.semantics.sense_results import PictureSenses
-from clip_lens_ext.semantics.through_latents import cosines
 from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
 from clip_lens_ext.towers.clip import HookedCLIP
-from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
+from clip_lens_ext.towers.positions import TokenScope
 
 
 @torch.no_grad()
@@ -40,6 +38,8 @@ def find_picture_senses(
     seed: int = 0,
     preprocess: Preprocess | None = None,
     batch_size: int = 64,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
     progress: bool = True,
 ) -> PictureSenses:
     """Split the pictures that each prompt retrieves into two groups, and compare the split with controls.
@@ -64,14 +64,18 @@ def find_picture_senses(
         seed: of the pairs and of the starts of 2-means.
         preprocess: instead of the model's own.
         batch_size: pictures in a batch.
+        checkpoint: a file to resume the pass over all pictures from if it exists, and to write to; None: neither.
+        checkpoint_every: batches between two writes.
         progress: draw bars.
 
     Returns:
-        `PictureSenses` on the CPU. The features of all pictures are held meanwhile, `[sample d]`.
+        `PictureSenses` on the CPU. What could not be read is in `skipped`. The features of all pictures are held
+        meanwhile, `[sample d]`.
 
     Raises:
         HookNameError: the tower has no such hook.
-        InputError: fewer than four names, one twice, a template without its place, or fewer pictures than `n`.
+        InputError: fewer than four names, one twice, a template without its place, fewer pictures than `n`, or a
+            checkpoint of another pass.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -94,13 +98,13 @@ def find_picture_senses(
     name = sae_hook_name(tower, sae, hook_name)
     scope = token_scope or sae.cfg.metadata.token_scope
     batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size)
-    seen = _Reader(clip, sae, name, scope, vectors, progress)
-    features, cosine, indexes = seen.all_pictures(batches)
+    reader = PictureReader(clip, sae, name, scope, vectors, progress)
+    (features, cosine, indexes), report = reader.all_pictures(batches, checkpoint, checkpoint_every)
     if len(features) < n:
         raise InputError(f"there are {len(features)} readable pictures, and n is {n}: take fewer for each prompt")
     best = cosine.topk(n, dim=0)
     sample = best.indices.T
-    latents, row_of = seen.latents(batches.select(indexes[sample.unique()].tolist()), sample)
+    latents, row_of = reader.latents(batches.select(indexes[sample.unique()].tolist()), sample)
     space = Discriminants(features, sample[: len(names)], min(n_dims, len(names) - 2, features.shape[1]))
     rng = random.Random(seed)
 
@@ -137,9 +141,9 @@ def find_picture_senses(
         part_words=tuple(word for _, word in parts), part_separation=compared[:, 0].contiguous(),
         part_purity=compared[:, 1].contiguous(),
         part_latent_t=torch.stack(part_t) if part_t else latents.new_zeros(0, latents.shape[1]),
-        vectors=vectors.float().cpu(), hook_name=name, token_scope=str(scope), seed=seed,
+        vectors=vectors.float().cpu(), hook_name=name, token_scope=str(scope), seed=seed, skipped=report.skipped,
         provenance={"model": clip.model_name, "sae_sha256": sae.cfg.metadata.sha256, "n_dims": space.n_dims,
-                    "data_fingerprint": seen.fingerprint, "versions": versions()},
+                    "data_fingerprint": report.fingerprint, "versions": versions()},
     )  # fmt: skip
 
 
@@ -168,54 +172,3 @@ def _check(names: tuple[str, ...], n: int, n_dims: int, n_controls: int) -> None
         raise InputError("names are at least four, each once: directions come from the pictures of the other prompts")
     if n < 4 or n_dims < 1 or n_controls < 1:
         raise InputError(f"n must be at least 4, n_dims and n_controls at least 1, got {n}, {n_dims} and {n_controls}")
-
-
-class _Seen(NamedTuple):
-    features: Tensor
-    cosine: Tensor
-    indexes: Tensor
-
-
-class _Reader:
-    """Reads pictures: features and cosines of all, latents of some."""
-
-    def __init__(
-        self, clip: HookedCLIP, sae: SAE, hook_name: str, scope: TokenScope | None, vectors: Tensor, progress: bool
-    ) -> None:
-        self.clip, self.sae, self.hook_name, self.scope = clip, sae, hook_name, scope
-        self.vectors, self.progress = vectors, progress
-        self.fingerprint: str | None = None
-
-    def _activation(self, pixels: Tensor) -> tuple[Tensor, TokenPositions]:
-        tower = self.clip.vision
-        activation = tower.run_to(pixels.to(tower.cfg.device, tower.cfg.dtype), self.hook_name)
-        return activation, TokenPositions(self.scope or default_scope(activation), None, tower.n_prefix)
-
-    def all_pictures(self, batches: ImageBatches) -> _Seen:
-        features, cosine, indexes = [], [], []
-        with tqdm(total=batches.n_samples, desc="pictures", unit="image", disable=not self.progress) as bar:
-            for batch in batches:
-                activation, positions = self._activation(batch.pixels)
-                taken = positions.take(activation)
-                features.append((taken.flatten(1, -2).mean(dim=1) if taken.dim() > 2 else taken).double().cpu())
-                embedding = self.clip.vision.run_from(self.hook_name, activation)
-                cosine.append(cosines(embedding, self.vectors).double().cpu())
-                indexes += batch.indexes
-                bar.update(len(batch.names))
-        self.fingerprint = batches.fingerprint
-        return _Seen(torch.cat(features), torch.cat(cosine), torch.tensor(indexes))
-
-    def latents(self, batches: ImageBatches, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """Greatest activations `[row d_sae]` of the pictures in `sample`, and the row of each sample."""
-        wanted = sample.unique()
-        found = []
-        with tqdm(total=len(wanted), desc="latents of the prompts' pictures", unit="image",
-                  disable=not self.progress) as bar:  # fmt: skip
-            for batch in batches:
-                activation, positions = self._activation(batch.pixels)
-                codes = codes_of(self.sae, activation, positions, hook_name=self.hook_name)
-                found.append(codes.dense().amax(dim=1).clamp(min=0).double().cpu())
-                bar.update(len(batch.names))
-        row_of = torch.full((int(wanted.max()) + 1,), -1)
-        row_of[wanted] = torch.arange(len(wanted))
-        return torch.cat(found), row_of

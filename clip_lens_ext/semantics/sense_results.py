@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from clip_lens_ext.image_files import Skipped
 from clip_lens_ext.result_files import load_result, save_result
 
 
@@ -37,6 +38,7 @@ class PictureSenses:
         hook_name, token_scope: where the features and latents are from.
         seed: of controls and starts.
         provenance: model, SAE hash, data fingerprint, versions.
+        skipped: what could not be read.
     """
 
     names: tuple[str, ...]
@@ -60,6 +62,7 @@ class PictureSenses:
     token_scope: str
     seed: int
     provenance: dict[str, Any]
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def threshold(self) -> float:
@@ -78,9 +81,10 @@ class PictureSenses:
 
     def __repr__(self) -> str:
         n_two = int((self.separation[: len(self.names)] >= self.threshold).sum())
+        skipped = f"; {len(self.skipped)} pictures skipped" * bool(self.skipped)
         return (
             f"PictureSenses({self.sample.shape[1]} pictures of each of {len(self.texts)} prompts; {n_two} names with "
-            f"two groups, separation of at least {self.threshold:.3f})"
+            f"two groups, separation of at least {self.threshold:.3f}{skipped})"
         )
 
     def to_frame(self) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import flags as oracle
+from PIL import Image
 from torch import Tensor
 
 from clip_lens_ext.attribution import direction_target
@@ -138,6 +139,50 @@ def test_seeds_and_batches(clip: HookedCLIP, pixels: Tensor, sae: Any, senses: P
     again = find_picture_senses(clip, pixels, sae, NAMES, n=8, n_dims=3, n_controls=5, batch_size=23, progress=False)
     torch.testing.assert_close(again.mixed_separation, senses.mixed_separation)
     torch.testing.assert_close(again.latent_t, senses.latent_t)
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+
+
+def test_a_killed_pass_goes_on_and_broken_pictures_are_named(clip: HookedCLIP, sae: Any, tmp_path: Path) -> None:
+    _, height, width = clip.pixels(Image.new("RGB", (9, 9)))[0].shape if clip.preprocess else (3, 24, 32)
+    rows = np.random.default_rng(4).integers(0, 255, (25, height, width, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{number:02}.png" for number in range(25)]
+    for path, row in zip(paths, rows, strict=True):
+        Image.fromarray(row).save(path)
+    for number in (2, 17):
+        paths[number].write_bytes(b"no picture")
+    how: Any = {"n": 8, "n_dims": 3, "n_controls": 5, "batch_size": 4, "preprocess": as_tensor, "progress": False}
+    good = [path for number, path in enumerate(paths) if number not in (2, 17)]
+    whole = find_picture_senses(clip, paths, sae, NAMES, **how)
+    assert [Path(skip.name).name for skip in whole.skipped] == ["02.png", "17.png"]
+    assert "2 pictures skipped" in repr(whole)
+    alone = find_picture_senses(clip, good, sae, NAMES, **how)
+    place = torch.tensor([number for number in range(25) if number not in (2, 17)])
+    assert torch.equal(place[alone.sample], whole.sample)
+    torch.testing.assert_close(alone.separation, whole.separation, rtol=1e-6, atol=1e-9)
+
+    seen: list[int] = []
+
+    def interrupting(picture: Image.Image) -> Tensor:
+        seen.append(0)
+        if len(seen) == 14:
+            raise KeyboardInterrupt
+        return as_tensor(picture)
+
+    kept: Any = {**how, "checkpoint": tmp_path / "pass", "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        find_picture_senses(clip, paths, sae, NAMES, **{**kept, "preprocess": interrupting})
+    assert (tmp_path / "pass").exists()
+    again = find_picture_senses(clip, paths, sae, NAMES, **kept)
+    assert torch.equal(again.sample, whole.sample)
+    assert torch.equal(again.separation, whole.separation)
+    assert torch.equal(again.latent_t, whole.latent_t)
+    with pytest.raises(InputError, match="other settings"):
+        find_picture_senses(clip, paths, sae, [*NAMES, "tulip"], **kept)
+    whole.save(tmp_path / "senses.safetensors")
+    assert PictureSenses.load(tmp_path / "senses.safetensors").skipped == whole.skipped
 
 
 def test_saved_and_loaded(senses: PictureSenses, tmp_path: Path) -> None:

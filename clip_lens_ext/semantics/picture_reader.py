@@ -1,0 +1,124 @@
+"""Reads pictures once for `find_picture_senses`: features and cosines of all, latents of some."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens import SAE
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from clip_lens_ext.data import ImageBatch, ImageBatches
+from clip_lens_ext.passes import PassReport, run_pass
+from clip_lens_ext.provenance import tensors_sha256
+from clip_lens_ext.saes.codes import codes_of
+from clip_lens_ext.semantics.through_latents import cosines
+from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.identity import tower_sha256
+from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
+
+
+class Pictures(NamedTuple):
+    """What is known of some pictures."""
+
+    features: Tensor
+    """Mean activation over the tokens, float64 `[sample d]`."""
+    cosine: Tensor
+    """With each prompt, float64 `[sample prompt]`."""
+    indexes: Tensor
+    """Their positions in the data, `[sample]`."""
+
+
+class PictureAccumulator:
+    """Pictures in the order of a pass; an accumulator for `run_pass`."""
+
+    def __init__(self) -> None:
+        self._parts: list[Pictures] = []
+
+    def update(self, part: Pictures, /) -> None:
+        """Take in the pictures of a batch."""
+        self._parts.append(part)
+
+    def merge(self, other: PictureAccumulator, /) -> PictureAccumulator:
+        """Take in later pictures of the same data, and return itself."""
+        self._parts += other._parts
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs."""
+        return self.result()._asdict()
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Become what another one was."""
+        self._parts = [Pictures(**state)]
+
+    def result(self) -> Pictures:
+        """All pictures so far."""
+        if len(self._parts) > 1:
+            self._parts = [Pictures(*(torch.cat(rows) for rows in zip(*self._parts, strict=True)))]
+        return self._parts[0]
+
+
+class PictureReader:
+    """Looks at pictures through one tower and one SAE.
+
+    Args:
+        clip: the model.
+        sae: an SAE of its vision tower.
+        hook_name: where features and latents are taken.
+        scope: of tokens; None: all that the activation has.
+        vectors: prompts `[prompt d_embed]`.
+        progress: draw bars.
+    """
+
+    def __init__(
+        self, clip: HookedCLIP, sae: SAE, hook_name: str, scope: TokenScope | None, vectors: Tensor, progress: bool
+    ) -> None:
+        self.clip, self.sae, self.hook_name, self.scope = clip, sae, hook_name, scope
+        self.vectors, self.progress = vectors, progress
+
+    def all_pictures(
+        self, batches: ImageBatches, checkpoint: str | os.PathLike[str] | None, checkpoint_every: int
+    ) -> tuple[Pictures, PassReport]:
+        """Features, cosines and positions of all pictures that can be read."""
+        tower, found = self.clip.vision, PictureAccumulator()
+        settings: dict[str, Any] = {}
+        if checkpoint is not None:
+            settings = {"what": "find_picture_senses", "model_sha256": tower_sha256(tower), "hook_name": self.hook_name,
+                        "token_scope": self.scope, "prompts": tensors_sha256({"vectors": self.vectors})}  # fmt: skip
+
+        def step(batch: ImageBatch) -> Pictures:
+            activation, positions = self._activation(batch.pixels)
+            taken = positions.take(activation)
+            features = taken.flatten(1, -2).mean(dim=1) if taken.dim() > 2 else taken
+            cosine = cosines(tower.run_from(self.hook_name, activation), self.vectors)
+            return Pictures(features.double().cpu(), cosine.double().cpu(), torch.tensor(batch.indexes))
+
+        report = run_pass(
+            batches, step, found, checkpoint=checkpoint, checkpoint_every=checkpoint_every, settings=settings,
+            description="pictures", progress=self.progress,
+        )  # fmt: skip
+        return found.result(), report
+
+    def latents(self, batches: ImageBatches, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Greatest activations `[row d_sae]` of the pictures in `sample`, and the row of each sample."""
+        wanted = sample.unique()
+        found = []
+        with tqdm(total=len(wanted), desc="latents of the prompts' pictures", unit="image",
+                  disable=not self.progress) as bar:  # fmt: skip
+            for batch in batches:
+                activation, positions = self._activation(batch.pixels)
+                codes = codes_of(self.sae, activation, positions, hook_name=self.hook_name)
+                found.append(codes.dense().amax(dim=1).clamp(min=0).double().cpu())
+                bar.update(len(batch.names))
+        row_of = torch.full((int(wanted.max()) + 1,), -1)
+        row_of[wanted] = torch.arange(len(wanted))
+        return torch.cat(found), row_of
+
+    def _activation(self, pixels: Tensor) -> tuple[Tensor, TokenPositions]:
+        tower = self.clip.vision
+        activation = tower.run_to(pixels.to(tower.cfg.device, tower.cfg.dtype), self.hook_name)
+        return activation, TokenPositions(self.scope or default_scope(activation), None, tower.n_prefix)
