@@ -62,7 +62,9 @@ def same(one: SparseTraining, other: SparseTraining, **tolerance: float) -> None
     np.testing.assert_allclose(one.history, other.history, rtol=tolerance.get("rtol", 0) * 10)
 
 
-def by_the_formula(clip: cle.HookedCLIP, pairs: EmbeddedPairs, cap: float, lr: float, n_steps: int, l1: float) -> Any:
+def by_the_formula(
+    clip: cle.HookedCLIP, pairs: EmbeddedPairs, cap: float, lr: float, n_steps: int, l1: float, n_warmup: int
+) -> Any:
     """AdamW as it is published, on the loss as the paper has it; the batches by the order that is documented."""
     native: Any = clip.native
     image, text, log_scale = (
@@ -71,7 +73,7 @@ def by_the_formula(clip: cle.HookedCLIP, pairs: EmbeddedPairs, cap: float, lr: f
     )
     moments = [[torch.zeros_like(w), torch.zeros_like(w)] for w in (image, text, log_scale)]
     losses = []
-    per_epoch, n_warmup = len(pairs.images) // 8, round(0.05 * n_steps)
+    per_epoch = len(pairs.images) // 8
     for step in range(n_steps):
         epoch, place = divmod(step, per_epoch)
         generator = torch.Generator().manual_seed(1_000_003 + epoch)
@@ -107,12 +109,12 @@ def by_the_formula(clip: cle.HookedCLIP, pairs: EmbeddedPairs, cap: float, lr: f
     return image, text, log_scale, losses
 
 
-@pytest.mark.parametrize("l1", [0.0, 0.01])
-def test_heads_by_the_formula(l1: float) -> None:
+@pytest.mark.parametrize(("l1", "warmup", "n_warmup"), [(0.0, 0.05, 0), (0.01, 0.35, 3)])
+def test_heads_by_the_formula(l1: float, warmup: float, n_warmup: int) -> None:
     clip = sparse(logit_scale=15.9)
     pairs = embed_pairs(dense(), *data(), progress=False)
-    found = train_sparse_clip(clip, pairs, **QUICK, l1=l1)
-    image, text, log_scale, losses = by_the_formula(clip, pairs, 16.0, 1e-2, 9, l1)
+    found = train_sparse_clip(clip, pairs, **QUICK, l1=l1, warmup=warmup)
+    image, text, log_scale, losses = by_the_formula(clip, pairs, 16.0, 1e-2, 9, l1, n_warmup)
     native: Any = found.clip.native
     # float32 against float64 over nine steps of Adam, which divides by gradients that may be tiny.
     torch.testing.assert_close(native.image_head.weight.double(), image, rtol=1e-3, atol=1e-4)
@@ -234,7 +236,26 @@ def test_running_means_are_those_of_the_step(when: str, tmp_path: Path, monkeypa
     same(whole, train_sparse_clip(start, *data(), **settings, output_dir=tmp_path))
 
 
-def test_dropout_is_the_same_when_resumed_and_in_parts(tmp_path: Path) -> None:
+def test_dropout_is_that_of_the_step_and_the_part() -> None:
+    native = build_clip()
+    native.visual.patch_dropout = torch.nn.Dropout(0.5)  # type: ignore[assignment]
+    start = add_sparse_heads(cle.HookedCLIP(native, tokenizer=tokenizer), CODE)
+    dropped: list[Tensor] = []
+    start.native.get_submodule("dense.visual.patch_dropout").register_forward_hook(
+        lambda module, args, output: dropped.append(output == 0)
+    )
+    train_sparse_clip(start, *data(), **QUICK, trained="all", n_accumulated=2, stop_after=2)
+    # Both passes over a part have to be of one function, or the gradient is that of neither.
+    assert len(dropped) == 8
+    for step in (0, 4):
+        first, second, *again = dropped[step : step + 4]
+        assert torch.equal(first, again[0])
+        assert torch.equal(second, again[1])
+        assert not torch.equal(first, second)
+    assert not torch.equal(dropped[0], dropped[4])
+
+
+def test_dropout_is_the_same_when_resumed(tmp_path: Path) -> None:
     native = build_clip()
     native.visual.patch_dropout = torch.nn.Dropout(0.5)  # type: ignore[assignment]
     start = add_sparse_heads(cle.HookedCLIP(native, tokenizer=tokenizer), CODE)
