@@ -55,6 +55,7 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 	$(BIN)/python -m benchmarks.sparse_ablations
 	$(BIN)/python -m benchmarks.sparse_methods
 	$(BIN)/python -m benchmarks.sparse_steering
+	$(BIN)/python -m benchmarks.sparse_steering_methods
 	$(BIN)/python -m benchmarks.sparse_drift
 	$(BIN)/python -m benchmarks.planted
 	$(BIN)/python -m benchmarks.transcripts

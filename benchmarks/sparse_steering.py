@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GPT2Config
 
 import clip_lens_ext as cle
@@ -23,11 +25,11 @@ from clip_lens_ext.sparse_clip import (
     train_captioner,
 )
 
-STRENGTHS, FEATURES, N_CAPTION_STEPS, N_STEERED = (0.5, 1.0, 2.0, 4.0, 8.0), (1, 2, 4, 8), 3000, 400
+STRENGTHS, FEATURES, N_CAPTION_STEPS, N_STEERED = (0.5, 1.0, 2.0, 4.0, 8.0), (1, 2, 4, 8), 600, 400
 
 
-def steering_data(sparse: cle.HookedCLIP, data: Setup, k: int) -> SteeringData:
-    """Held-out pictures of classes whose name is one class alone."""
+def steering_data(sparse: cle.HookedCLIP, data: Setup, k: int) -> tuple[SteeringData, Tensor]:
+    """Held-out pictures of classes whose name is one class alone, and which of all they are."""
     once = [entry.name for entry in data.world.unambiguous_classes]
     names = [name for name in data.names if name in once]
     kept = torch.tensor([data.names[int(label)] in names for label in data.labels]).nonzero().flatten()[:N_STEERED]
@@ -35,7 +37,7 @@ def steering_data(sparse: cle.HookedCLIP, data: Setup, k: int) -> SteeringData:
     labels = torch.tensor([names.index(data.names[int(label)]) for label in data.labels[kept]])
     prompts = codes.prompts[torch.tensor([data.names.index(name) for name in names])]
     concepts = features_of(sparse, names, k, template=TEMPLATE)
-    return SteeringData(codes.images[kept], labels, concepts, prompts, codes.captions[data.caption_of[kept]])
+    return SteeringData(codes.images[kept], labels, concepts, prompts, codes.captions[data.caption_of[kept]]), kept
 
 
 def span(row: object, name: str, percent: bool = True) -> str:
@@ -53,7 +55,7 @@ def main() -> None:
     sparse = train(data, output_dir=runs / "ablations" / f"x{WIDTH}_ReLU").clip
     rows, natural = [], {}
     for k in FEATURES:
-        given = steering_data(sparse, data, k)
+        given, _ = steering_data(sparse, data, k)
         natural[k] = given.typical_activation
         for row in steering_effect(given, strengths=STRENGTHS, seed=1).to_frame().itertuples():
             if row.arm != "as is" or k == FEATURES[0]:
@@ -67,22 +69,23 @@ def main() -> None:
         + ", ".join(f"{value:.2f} with {k}" for k, value in natural.items()) + ".", "",
         table(["features", "strength", "", "says the new class", "still the old one", "R@1 of other pictures", "harmed"], rows),
     ]))  # fmt: skip
+    native: Any = sparse.native
+    tokenizer: Any = data.dense.tokenizer
     with torch.no_grad():
         pairs = data.pairs
-        codes = sparse.native.image_head(pairs.images)  # type: ignore[operator]
+        codes = native.image_head(pairs.images)
     captions = [pairs.captions[int(pairs.entries[int(first)])] for first in pairs.first[:-1]]
-    tokenizer = data.dense.tokenizer
-    config = GPT2Config(vocab_size=tokenizer.vocab_size, n_positions=48, n_embd=96, n_layer=2, n_head=4,  # type: ignore[union-attr]
+    config = GPT2Config(vocab_size=tokenizer.vocab_size, n_positions=48, n_embd=96, n_layer=2, n_head=4,
                         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
     captioner = sparse_captioner(config, tokenizer, d_code=codes.shape[1])
     training = train_captioner(captioner, codes, captions, joint_steps=N_CAPTION_STEPS,
                                checkpoint=runs / "captioner.pt")  # fmt: skip
     rows = []
-    for k in (1, 2, 4):
-        given = steering_data(sparse, data, k)
+    for k in FEATURES:
+        given, _ = steering_data(sparse, data, k)
         found = caption_steering(captioner, given, longest=training.longest, strengths=STRENGTHS, seed=1)
         for row in found.to_frame().itertuples():
-            if row.arm != "as is" or k == 1:
+            if row.arm != "as is" or k == FEATURES[0]:
                 strength = "" if row.arm == "as is" else f"{row.strength:g}"
                 rows.append(["" if row.arm == "as is" else str(k), strength, row.arm,
                              *(span(row, name) for name in ("success", "kept", "corrupted"))])  # fmt: skip
