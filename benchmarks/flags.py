@@ -7,6 +7,7 @@ no key, and only then compare with the key. What is done for a seed is kept in i
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
@@ -35,7 +36,8 @@ TEMPLATE = "a photo of a {}"
 KINDS = ("polysemous", "compound noun", "typographic", "artifact")
 FUNCTION_WORDS = frozenset(["a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign"])
 N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 4800, 160, 48, 32, 1500
-DEVELOPED_ON = "0, 101 and 102"
+DEVELOPED_ON = (0, 101, 102)
+REVIEWED = "103 was measured once before the last change of the rules, which came of reading the code and not of its numbers."
 ABOUT = 0.75  # AUROC from which a latent counts as being about something
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -250,20 +252,36 @@ def scored(trained_: Trained, flags: cle.Flags) -> dict[str, Any]:
         for flag in flags.of(kind):
             name = flag.prompt.removeprefix(TEMPLATE.removesuffix("{}"))
             things = of_kind.get(name, ())
-            right = kind in ("polysemous", "compound noun") or flag.subject in things
-            areas = [float(about[f"{kind} {what}"][flag.latent]) for what in things]
+            areas = {what: float(about[f"{kind} {what}"][flag.latent]) for what in things}
             entry = {"latent": flag.latent, "label": flag.label, "subject": flag.subject, "strength": flag.strength,
-                     "share": flag.share, "auroc": max(areas, default=None), "right_subject": right}  # fmt: skip
+                     "share": flag.share, "auroc": areas, "right_subject": is_right(world, kind, name, flag.subject)}  # fmt: skip
             flagged.setdefault(name, []).append(entry)
-        hits = [name for name, entries in flagged.items()
-                if any(one["right_subject"] and (one["auroc"] or 0) >= ABOUT for one in entries)]  # fmt: skip
-        best = {name: max(float(about[f"{kind} {what}"].max()) for what in things) for name, things in of_kind.items()}
-        found[kind] = {"flagged": flagged, "hits": hits, "planted": sorted(of_kind), "best_latent": best,
+        hits = [name for name, entries in flagged.items() if is_hit(entries)]
+        both = [name for name in hits if all(is_hit(flagged[name], what) for what in of_kind[name])]
+        best = {name: min(float(about[f"{kind} {what}"].max()) for what in things) for name, things in of_kind.items()}
+        found[kind] = {"flagged": flagged, "hits": hits, "all_things": both, "planted": sorted(of_kind), "best_latent": best,
                        "model": by_model[kind],
                        "learned": sorted(name for name in of_kind if by_model[kind][name] >= ABOUT),
                        "findable": sorted(name for name, area in best.items()
                                           if area >= ABOUT and by_model[kind][name] >= ABOUT)}  # fmt: skip
     return found
+
+
+def is_right(world: PlantedWorld, kind: str, name: str, subject: str) -> bool:
+    """Whether a flag's subject is what the key has: the part's word, the drawn word, the overlay or the background."""
+    if kind == "polysemous":
+        return True  # it has no subject but the prompt
+    if kind == "compound noun":
+        return any(one.phrase == name and one.part_word == subject for one in world.key.compounds)
+    return subject in planted(world)[kind].get(name, ())
+
+
+def is_hit(entries: list[dict[str, Any]], what: str | None = None) -> bool:
+    """Whether some flagged latent, with the right subject, is about something that is planted, or about this very thing."""
+    return any(
+        one["right_subject"] and any(area >= ABOUT for thing, area in one["auroc"].items() if what in (None, thing))
+        for one in entries
+    )
 
 
 def rates(entry: dict[str, Any]) -> tuple[float, ...]:
@@ -288,20 +306,24 @@ def section(results: dict[int, dict[str, Any]]) -> str:
             rows.append([kind, str(seed), *("-" if math.isnan(value) else f"{value:.2f}" for value in found),
                          ", ".join(not_learned) or "none", ", ".join(no_latent) or "none", missed, wrong])  # fmt: skip
         numbers = [[value for value in values if not math.isnan(value)] for values in zip(*by_seed.values(), strict=True)]
-        means = [mean(values) if values else math.nan for values in numbers]
-        rows.append([f"**{kind}**", "mean", *(f"**{value:.2f}**" for value in means), "", "", "", ""])
+        means = [f"**{mean(values):.2f}**" + f" of {len(values)}" * (len(values) < len(results)) if values else "-"
+                 for values in numbers]  # fmt: skip
+        rows.append([f"**{kind}**", "mean", *means, "", "", "", ""])
     header = ["kind", "seed", "precision", "recall of planted", "of learned", "of findable", "not learned by the model", "no latent",
               "missed", "flagged in error"]  # fmt: skip
     seeds = " ".join(map(str, results))
+    hits, all_things = (sum(len(result["polysemous"][what]) for result in results.values()) for what in ("hits", "all_things"))
+    both = f"{all_things} of {hits}"
     return "\n\n".join(
         [
             f"`python -m benchmarks.flags --seeds {seeds}` ({machine()})",
             f"A flag counts for a prompt and kind, and hits where the key has it planted (an artifact with that very overlay or "
-            f"background) and a flagged latent is about what is planted: AUROC of at least {ABOUT} on pictures with and without it. Every "
+            f"background, a compound with that very word) and a flagged latent is about what is planted: AUROC of at least {ABOUT} on pictures with and without it. Every "
             "other prompt is a negative: plain classes, and the controls, words and phrases with nothing planted. What is planted in the pictures need "
             f"not be learned: *learned* is what moves the model's own prediction with that AUROC (of an artifact: more than that share of the other "
             "prompts, on the same pictures without and with it), by an oracle with the key; *findable* is of it "
-            f"what the SAE's best single latent tells with that AUROC. The worlds {DEVELOPED_ON} were looked at while the rules were made. {N_PICTURES} test pictures, {N_OF_PROMPT} of each prompt, SAE at `{HOOK}`.",
+            f"what the SAE's best single latent tells with that AUROC. Of a polysemous name, findable asks for a latent of each of its objects; {both} "
+            f"hits have flagged latents of both. The worlds {', '.join(map(str, DEVELOPED_ON))} were looked at while the rules were made; {REVIEWED} {N_PICTURES} test pictures, {N_OF_PROMPT} of each prompt, SAE at `{HOOK}`.",
             table(header, rows),
         ]
     )
@@ -319,15 +341,26 @@ def main() -> None:
     results = {}
     for seed in args.seeds:
         path = args.runs / f"flags_{seed}.json"
-        if not path.exists():
+        if not path.exists() or json.loads(path.read_text()).get("rules") != rules():
             one = trained(seed, args.runs)
             flags = flags_of(one)
             flags.save(args.runs / f"flags_{seed}.safetensors")
-            path.write_text(json.dumps(scored(one, flags), indent=1))
+            path.write_text(json.dumps({"rules": rules(), **scored(one, flags)}, indent=1))
         results[seed] = json.loads(path.read_text())
     text = section(results)
     print(text)
-    write_section("flags", text)
+    seen = sorted(set(args.seeds) & set(DEVELOPED_ON))
+    if seen:
+        print(f"docs/results.md stays as it is: the rules were made on seed {', '.join(map(str, seen))}")
+    else:
+        write_section("flags", text)
+
+
+def rules() -> str:
+    """Hash of the code that flags and scores: what other code found is not shown as this one's."""
+    package = Path(cle.__file__).parent
+    files = [Path(__file__), *sorted((package / "semantics").glob("*.py")), *sorted((package / "attribution").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 if __name__ == "__main__":

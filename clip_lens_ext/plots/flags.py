@@ -13,8 +13,9 @@ from torch import Tensor
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.plots.page import BLUE, FAINT, INK, ORANGE, SOFT, Page, check_format, shortened
 from clip_lens_ext.semantics.crops import ReferenceCrops
-from clip_lens_ext.semantics.flag_results import Flag
+from clip_lens_ext.semantics.flag_results import Flag, at_least
 from clip_lens_ext.semantics.intervention_effects import InterventionEffects
+from clip_lens_ext.semantics.word_match import holds
 
 if TYPE_CHECKING:
     from clip_lens_ext.attribution.summary import AttributionSummary
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _WIDTH, _MARGIN, _CELL, _COLUMNS, _N_CROPS, _N_BARS = 10.0, 0.4, 0.72, 4, 12, 8
 _PANEL, _LINE = 2.2, 0.17
 _COLUMN = (_WIDTH - 4 * _MARGIN) / 3
-_KINDS = {"typographic": ("text_drawn", "text_masked")}
 
 
 def plot_flag(
@@ -39,7 +39,8 @@ def plot_flag(
     Args:
         flag: from `flag_components`.
         crops: of the flag's latent, from `crop_references`. Floats are stretched to the range of all of them.
-        attributions: that the flags were made from; the prompt's greatest shares are shown.
+        attributions: that the flags were made from; the prompt's greatest shares are shown, for a compound noun those
+            of its word; none where they have no such prompt, as for one that interventions alone looked at.
         effects: that the flags were made from; needed for what an edit did.
         pictures: one picture before and after the edit, `[3 height width]` each, to be shown.
         path: where to write it, as PNG, PDF, SVG or JPEG; None: nowhere.
@@ -48,7 +49,7 @@ def plot_flag(
         The `Figure`; no pyplot state is touched, so there is nothing to close. Axes are labelled by what they show.
 
     Raises:
-        InputError: `path` has another suffix, attributions without the flag's prompt, or pictures that are no pair.
+        InputError: `path` has another suffix, effects without the flag's edit, or pictures that are no pair.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -65,23 +66,28 @@ def plot_flag(
     """
     if path is not None:
         check_format(path)
-    if flag.prompt not in attributions.labels:
-        raise InputError(f"the attributions have no prompt {flag.prompt!r}")
     if pictures is not None and (len(pictures) != 2 or pictures[0].shape != pictures[1].shape):
         raise InputError("pictures are one before and one after the edit, of one shape")
     row = None if effects is None else _row(flag, effects)
     lines = _evidence(flag)
-    page = Page(_WIDTH, 1.35 + _PANEL + 0.75 + _LINE * len(lines) + 0.3)
+    meaning = textwrap.wrap(flag.meaning, 128)
+    start = 1.05 + 0.2 * len(meaning)
+    page = Page(_WIDTH, start + _PANEL + 0.75 + _LINE * len(lines) + 0.3)
     label = "no label" if flag.label is None else f"labelled \u201c{flag.label}\u201d"
     page.text(_MARGIN, 0.28, f"{flag.kind}: \u201c{shortened(flag.prompt, 60)}\u201d", size=15, weight="bold")
     subject = f"; about \u201c{flag.subject}\u201d" if flag.subject else ""
     strength = f"strength {flag.strength:.3g} {flag.strength_unit}"
     page.text(_MARGIN, 0.66, f"latent {flag.latent}, {label}{subject}; {strength}", size=10, color=SOFT)
-    _references(page, crops, 1.35)
-    _shares(page, flag, attributions, _MARGIN * 2 + _COLUMN, 1.35)
+    for place, line in enumerate(meaning):
+        page.text(_MARGIN, 0.9 + 0.2 * place, line, size=10, color=INK)
+    start += 0.25
+    _references(page, crops, start)
+    prompt = _prompt_of_shares(flag, attributions)
+    if prompt is not None:
+        _shares(page, flag, attributions, prompt, _MARGIN * 2 + _COLUMN, start)
     if effects is not None and row is not None:
-        _change(page, flag, effects, row, pictures, 3 * _MARGIN + 2 * _COLUMN, 1.35)
-    top = 1.35 + _PANEL + 0.6
+        _change(page, flag, effects, row, pictures, 3 * _MARGIN + 2 * _COLUMN, start)
+    top = start + _PANEL + 0.6
     page.rule(_MARGIN, top - 0.12, _WIDTH - 2 * _MARGIN)
     for place, line in enumerate(lines):
         page.text(_MARGIN, top + _LINE * place, line, size=8, color=SOFT)
@@ -92,11 +98,14 @@ def plot_flag(
 
 def _row(flag: Flag, effects: InterventionEffects) -> int | None:
     """The edit that decided a flag; None where none did."""
-    if not flag.subject or flag.kind not in ("typographic", "artifact"):
-        return None
-    kinds = _KINDS.get(flag.kind, tuple(kind for kind in set(effects.kinds) if kind not in _KINDS["typographic"]))
-    found = [row for row in effects.rows(*kinds) if effects.subjects[row] == flag.subject]
-    return found[0] if found else None
+    return effects.row(flag.edit) if flag.edit else None
+
+
+def _prompt_of_shares(flag: Flag, attributions: AttributionSummary) -> str | None:
+    """The prompt for which the latent matters: for a compound noun that of its word."""
+    if flag.kind == "compound noun":
+        return min((label for label in attributions.labels if holds(label, flag.subject)), key=len, default=None)
+    return flag.prompt if flag.prompt in attributions.labels else None
 
 
 def _references(page: Page, crops: ReferenceCrops, top: float) -> None:
@@ -118,9 +127,12 @@ def _references(page: Page, crops: ReferenceCrops, top: float) -> None:
     axes.set_ylim(_PANEL / (_COLUMN / _COLUMNS), 0)
 
 
-def _shares(page: Page, flag: Flag, attributions: AttributionSummary, left: float, top: float) -> None:
-    page.text(left, top - 0.28, "Share of what speaks for the prompt", size=10, weight="bold")
-    share = attributions.share[attributions.labels.index(flag.prompt)].nan_to_num(0)
+def _shares(
+    page: Page, flag: Flag, attributions: AttributionSummary, prompt: str, left: float, top: float
+) -> None:  # fmt: skip
+    whom = "the prompt" if prompt == flag.prompt else f"\u201c{prompt}\u201d"
+    page.text(left, top - 0.28, shortened(f"Share of what speaks for {whom}", 44), size=10, weight="bold")
+    share = attributions.share[attributions.labels.index(prompt)].nan_to_num(0)
     best = share.argsort(descending=True, stable=True)[:_N_BARS].tolist()
     shown = best if flag.latent in best else [*best[:-1], flag.latent]
     axes = page.axes(left + 0.75, top, _COLUMN - 1.4, _PANEL, label="shares")
@@ -173,6 +185,6 @@ def _bytes(picture: Tensor, low: float, high: float) -> Tensor:
 def _evidence(flag: Flag) -> list[str]:
     lines = []
     for one in flag.evidence:
-        least = "" if one.threshold is None else f", at least {one.threshold:.3g} needed ({one.source})"
+        least = "" if one.threshold is None else f", {at_least(one)} needed ({one.source})"
         lines += textwrap.wrap(f"{one.name}: {one.value:.3g}{least}", 150)
     return lines

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from clip_lens_ext.semantics.reference_embeddings import ReferenceEmbeddings
 from clip_lens_ext.semantics.references import References
 
 TEXT_KINDS = ("text_drawn", "text_masked")
+N_CONTROLS = 8
 _MAD = 1.4826  # of a normal distribution: its standard deviation over its median absolute deviation
 
 
@@ -34,6 +37,7 @@ def artifact_flags(
     *,
     min_t: float,
     min_deviations: float,
+    min_rise: float | None,
     n_latents: int,
 ) -> list[Flag]:
     """Flag a prompt that an edit raises though the edit leaves alone what the prompt names.
@@ -41,8 +45,9 @@ def artifact_flags(
     For the edits of one kind, `r = change - median over the prompts`. Needed of a prompt and edit: the prediction
     rises, `t >= min_t`; no other prompt is raised more by this edit, and this prompt is raised more by no other edit of
     the kind; and `r` is at least `min_deviations` robust standard deviations of all `r` of the kind, which are the
-    controls: the same edits with shuffled prompts. The latents are those through which the rise goes and which are more
-    active with the edit than without, `t >= min_t`.
+    controls: the same edits with shuffled prompts. A kind with fewer than `N_CONTROLS` of them, edits times prompts, or
+    with no spread in them, has no control: it gives no flag, and a warning, unless `min_rise` is given. The latents are
+    those through which the rise goes and which are more active with the edit than without, `t >= min_t`.
 
     Args:
         relevance: shares and expectations.
@@ -51,15 +56,27 @@ def artifact_flags(
         embeddings: for the clarity; None: not told.
         min_t: least paired t value.
         min_deviations: how far above the controls.
+        min_rise: least `r`, instead of the controls.
         n_latents: at most so many latents, the greatest part of the rise first.
     """
     clear = None if embeddings is None else clarity(embeddings).value
+    placed = at_one_position(references)
     found: list[Flag] = []
     for kind in edit_kinds(effects):
         rows = effects.rows(kind)
         excess = centred(effects.prediction_change[rows])
-        spread = _MAD * float((excess - excess.median()).abs().median())
-        source = f"{min_deviations:g} robust deviations of this kind's edits with shuffled prompts"
+        least, source = min_rise, "the caller"
+        if least is None:
+            least = min_deviations * _MAD * float((excess - excess.median()).abs().median())
+            source = f"{min_deviations:g} robust deviations of this kind's edits with shuffled prompts"
+            if excess.numel() < N_CONTROLS or least == 0:
+                warnings.warn(
+                    f"no flag is looked for with the edits of the kind {kind!r}: {len(rows)} of them and "
+                    f"{excess.shape[1]} prompts are no control. Measure more edits of this kind or more prompts, or "
+                    "pass min_rise=", stacklevel=3,
+                )  # fmt: skip
+                relevance.without_control.append(kind)
+                continue
         for place, row in enumerate(rows):
             column = int(excess[place].argmax())
             if int(excess[:, column].argmax()) != place:
@@ -67,7 +84,7 @@ def artifact_flags(
             prompt = effects.prompts[column]
             evidence = [
                 Evidence("rise with the edit", float(effects.prediction_change[row, column])),
-                Evidence("rise beyond other prompts", float(excess[place, column]), min_deviations * spread, source),
+                Evidence("rise beyond other prompts", float(excess[place, column]), least, source),
                 Evidence("t of the rise", float(effects.prediction_t[row, column]), min_t, "min_t"),
             ]
             if any(one.threshold is not None and one.value < one.threshold for one in evidence):
@@ -84,22 +101,25 @@ def artifact_flags(
                 own = [
                     Evidence("rise through the latent", part),
                     Evidence("latent: t with the edit", float(effects.latent_t[row, latent]), min_t, "min_t"),
-                    Evidence("references at one position", float(at_one_position(references)[latent])),
+                    Evidence("references at one position", float(placed[latent])),
                 ]
                 own.append(Evidence(PASS, len(latents)))
                 if clear is not None:
                     own.append(Evidence("clarity", float(clear[latent])))
                 found.append(relevance.flag("artifact", prompt, latent, part, "cosine", effects.subjects[row],
-                                            [*evidence, *own]))  # fmt: skip
+                                            [*evidence, *own], edit=effects.names[row]))  # fmt: skip
     return found
 
 
 def at_one_position(references: References) -> Tensor:
     """Share of each latent's references that reach their greatest activation at its most frequent token, `[d_sae]`.
 
-    Near 1 for a border or a watermark, which are always at one place; NaN for a latent without positions.
+    Near 1 for a border or a watermark, which are always at one place; NaN for a latent without positions, and for an
+    SAE that reads one token of each picture, which says nothing of the place.
     """
     found = torch.full((references.d_sae,), torch.nan, dtype=torch.float64)
+    if references.token_scope not in ("all", "patches"):
+        return found
     for latent, row in enumerate(references.position):
         known = row[row >= 0]
         if len(known):
@@ -109,6 +129,7 @@ def at_one_position(references: References) -> Tensor:
 
 def unaligned_flags(
     relevance: Relevance,
+    references: References,
     embeddings: ReferenceEmbeddings,
     *,
     min_clarity: float | None,
@@ -123,6 +144,7 @@ def unaligned_flags(
 
     Args:
         relevance: shares and expectations.
+        references: for the dependence on position.
         embeddings: of the references.
         min_clarity, max_alignment: thresholds of the caller; None: from controls.
         control_quantile: of the controls.
@@ -135,7 +157,7 @@ def unaligned_flags(
                   f"quantile {control_quantile:g} of random references")  # fmt: skip
     relevance.set("alignment", max_alignment, lambda: _best_scores(relevance, random, control_quantile),
                   f"quantile {control_quantile:g} of random references")  # fmt: skip
-    found = []
+    found, placed = [], at_one_position(references)
     for row, latent in (relevance.matters & (relevance.gap >= relevance.thresholds["gap"])).nonzero().tolist():
         score = float(alignment.alignment[latent])
         if not float(clear[latent]) >= relevance.thresholds["clarity"] or score > relevance.thresholds["alignment"]:
@@ -144,6 +166,7 @@ def unaligned_flags(
             Evidence("clarity", float(clear[latent]), relevance.thresholds["clarity"], relevance.sources["clarity"]),
             Evidence("less the label's score", -score, -relevance.thresholds["alignment"],
                      relevance.sources["alignment"]),
+            Evidence("references at one position", float(placed[latent])),
         ]  # fmt: skip
         strength = float(relevance.share[row, latent])
         found.append(relevance.flag("artifact", relevance.prompts[row], latent, strength, "share", "", evidence))

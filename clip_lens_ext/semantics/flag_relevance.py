@@ -44,7 +44,7 @@ class Relevance:
     Args:
         attributions: shares of every prompt.
         alignment: of a score that is a cosine.
-        target: of the same prompts, in the same order.
+        target: the same prompts in the same order, embedded by the judge of the alignment.
         min_share, min_gap: thresholds of the caller; None: from controls.
         share_quantile: a latent matters whose share is at least this quantile of those of all active latents.
         gap_quantile: a latent is unexpected whose gap is at least this quantile of the gaps that the same latents have
@@ -70,8 +70,10 @@ class Relevance:
         _check(attributions, alignment, target, share_quantile, gap_quantile)
         self.alignment = alignment
         self.alive = attributions.n_active > 0
+        self.score = alignment.score_vectors(target.vectors).T.double()
         # A latent without references is one of which nothing is expected.
-        self.expected = alignment.score_vectors(target.vectors).T.double().nan_to_num(0).clamp(min=0)
+        self.expected = self.score.nan_to_num(0).clamp(min=0)
+        self.without_control: list[str] = []
         self.thresholds: dict[str, float] = {}
         self.sources: dict[str, str] = {}
         active = self.share[self.alive]
@@ -82,8 +84,7 @@ class Relevance:
                  f"quantile {share_quantile:g} of all active latents")  # fmt: skip
         self.gap = self.rank(self.share) - self.rank(self.expected)
         self.matters = self.alive & (self.share >= self.thresholds["share"])
-        others = self.rank(self.share) - self.rank(self.expected.roll(1, dims=0))
-        self.set("gap", min_gap, lambda: float(others[self.matters].quantile(gap_quantile)),
+        self.set("gap", min_gap, lambda: self._gap_of_others(gap_quantile),
                  f"quantile {gap_quantile:g} with shuffled prompts")  # fmt: skip
         self.residual = self.share - self._fitted()
 
@@ -103,6 +104,18 @@ class Relevance:
             found[row, alive] = (low + high - 1).double() / 2 / max(len(own) - 1, 1)
         return found
 
+    def _gap_of_others(self, quantile: float) -> float:
+        """A quantile of the gaps where each prompt has the expectations of another one, for up to ten such shifts."""
+        n = len(self.prompts)
+        if n < 2:
+            raise InputError("one prompt has no other one to be shuffled with: pass more prompts, or min_gap=")
+        if not bool(self.matters.any()):
+            return float("inf")
+        shifts = sorted({1 + round(i * (n - 2) / 9) for i in range(10)})
+        share = self.rank(self.share)
+        gaps = [(share - self.rank(self.expected.roll(shift, dims=0)))[self.matters] for shift in shifts]
+        return float(torch.cat(gaps).quantile(quantile))
+
     def _fitted(self) -> Tensor:
         """The share that a straight line through all active latents gives to the expected relevance."""
         x, y = self.expected[self.alive], self.share[self.alive].nan_to_num(0)
@@ -115,7 +128,7 @@ class Relevance:
 
     def flag(
         self, kind: str, prompt: str, latent: int, strength: float, unit: str, subject: str,
-        evidence: Sequence[Evidence],
+        evidence: Sequence[Evidence], *, edit: str = "",
     ) -> Flag:  # fmt: skip
         """A flag with what this knows of its prompt and latent."""
         row = self.number(prompt)
@@ -127,7 +140,7 @@ class Relevance:
         own = [Evidence("share", share, *passed), Evidence("expected relevance", expected),
                Evidence("residual of the share", residual)]  # fmt: skip
         return Flag(kind, prompt, latent, self.alignment.labels[latent], share, expected, gap, strength, unit, subject,
-                    (*evidence, *own))  # fmt: skip
+                    (*evidence, *own), edit)  # fmt: skip
 
     def is_relevant(self, prompt: str, latent: int) -> bool:
         """Whether a latent matters for a prompt."""
@@ -142,7 +155,7 @@ def _check(
     if tuple(target.labels) != labels:
         raise InputError(
             f"the target has the prompts {list(target.labels)[:3]}, the attributions {list(labels)[:3]}: pass the "
-            "target that the attributions are of"
+            "prompts that the attributions are of, embedded by the judge of the alignment"
         )
     if attributions.share.shape[1] != alignment.d_sae:
         raise InputError(

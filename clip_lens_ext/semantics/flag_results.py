@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +16,7 @@ from clip_lens_ext.result_files import not_written, read_parts, write_parts
 
 Kind = Literal["typographic", "artifact", "compound noun", "polysemous", "unexplained"]
 KINDS: tuple[str, ...] = get_args(Kind)
+WORD_SHARE = "share for the word alone"
 PASS = "latents that pass"  # of which n_latents are flagged; the others are not dropped without a word
 
 
@@ -37,7 +39,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Flag:
-    """A latent that matters for a prompt though the prompt gives no reason for it.
+    """A latent through which a prompt can be decided by what the prompt does not mean; `meaning` says how.
 
     Attributes:
         kind: one of `KINDS`.
@@ -47,10 +49,11 @@ class Flag:
         share: its share of all that speaks for the prompt; NaN where the attributions have no such prompt.
         expected: expected relevance, `max(0, cos(m_j, t) - cos(m_j, t_empty))`.
         unexpectedness: rank of the share less rank of the expected relevance among the active latents, in [-1, 1].
-        strength: of the evidence, greater is stronger; comparable within one kind alone.
+        strength: of the evidence, greater is stronger; comparable within one kind and unit alone.
         strength_unit: what it is measured in.
         subject: the word, overlay or background that it is about; empty where there is none.
         evidence: the numbers.
+        edit: name of the intervention that decided it; empty where none did.
     """
 
     kind: str
@@ -64,6 +67,33 @@ class Flag:
     strength_unit: str
     subject: str
     evidence: tuple[Evidence, ...]
+    edit: str = ""
+
+    @property
+    def meaning(self) -> str:
+        """What the flag says, in a sentence."""
+        label = "without a label" if self.label is None else f"labelled \u201c{self.label}\u201d"
+        latent, prompt = f"latent {self.latent}, {label},", f"\u201c{self.prompt}\u201d"
+        share = "" if math.isnan(self.share) else f" and is {self.share:.1%} of what speaks for it"
+        known = {one.name: one.value for one in self.evidence}
+        if self.kind == "typographic":
+            said = f"The word \u201c{self.subject}\u201d, drawn on a picture, raises {prompt}: {latent} reads it"
+        elif self.kind == "artifact" and self.edit:
+            said = f"The edit \u201c{self.edit}\u201d raises {prompt}, which does not name it: {latent} carries it"
+        elif self.kind == "artifact":
+            said = f"A suspicion: {latent} matters for {prompt}, is clear, and has no label that fits"
+        elif self.kind == "compound noun":
+            own = known.get(WORD_SHARE, math.nan)
+            word = f"\u201c{self.subject}\u201d"
+            said = f"{word} alone shows something else than {prompt}: {latent} is {own:.1%} of what speaks for the word"
+            share = share.replace("for it", "for the prompt")
+        elif self.kind == "polysemous" and "group" in known:
+            said = f"The pictures that {prompt} retrieves are two groups: {latent} speaks for one of them"
+        elif self.kind == "polysemous":
+            said = f"A word of {prompt} has another sense: {latent} fits {self.subject}"
+        else:
+            said = f"Not explained: {latent} matters for {prompt} more than its label lets one expect"
+        return f"{said}{share}."
 
     def number(self, name: str) -> float:
         """The value of one piece of evidence.
@@ -126,9 +156,9 @@ class Flags:
         return tuple(flag for flag in self.flags if flag.prompt == prompt)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each flag; `evidence` is a sentence of names, values and thresholds."""
-        columns = ["kind", "prompt", "latent", "label", "share", "expected", "unexpectedness", "strength",
-                   "strength_unit", "subject", "evidence"]  # fmt: skip
+        """One row for each flag; `meaning` says what it is, `evidence` has names, values and thresholds."""
+        columns = ["kind", "prompt", "latent", "label", "meaning", "share", "expected", "unexpectedness", "strength",
+                   "strength_unit", "subject", "edit", "evidence"]  # fmt: skip
         rows = [{**{name: getattr(flag, name) for name in columns[:-1]}, "evidence": said(flag)} for flag in self.flags]
         return pd.DataFrame(rows, columns=columns)
 
@@ -165,9 +195,14 @@ def said(flag: Flag) -> str:
     """
     return "; ".join(
         f"{one.name} {one.value:.3g}"
-        + ("" if one.threshold is None else f" (at least {one.threshold:.3g}, from {one.source})")
+        + ("" if one.threshold is None else f" ({at_least(one)}, from {one.source})")
         for one in flag.evidence
     )
+
+
+def at_least(evidence: Evidence) -> str:
+    """The threshold in words."""
+    return "above 0" if evidence.threshold == 0 else f"at least {evidence.threshold:.3g}"
 
 
 def _flag(entry: dict[str, Any]) -> Flag:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.semantics.flag_relevance import Relevance
-from clip_lens_ext.semantics.flag_results import PASS, Evidence, Flag
+from clip_lens_ext.semantics.flag_results import PASS, WORD_SHARE, Evidence, Flag
 from clip_lens_ext.semantics.sense_results import PictureSenses
 from clip_lens_ext.semantics.word_senses import WordSenses
 
@@ -61,7 +61,7 @@ def compound_flags(relevance: Relevance, senses: PictureSenses, *, n_latents: in
     it does for the prompt itself is told by its share there.
 
     Args:
-        relevance: shares and expectations; the word's own prompt has to be among the prompts.
+        relevance: shares and expectations; the prompt and the word's own have to be among the prompts.
         senses: the parts and their controls.
         n_latents: at most so many latents, greatest share for the word first.
     """
@@ -71,12 +71,12 @@ def compound_flags(relevance: Relevance, senses: PictureSenses, *, n_latents: in
     for part, (whole, word) in enumerate(zip(senses.part_of.tolist(), senses.part_words, strict=True)):
         separation, pure = float(senses.part_separation[part]), float(senses.part_purity[part])
         place = senses.texts.index(word)
-        row = relevance.number(senses.prompts[place])
-        if row is None or separation < threshold or pure < least_pure:
+        row, of_whole = relevance.number(senses.prompts[place]), relevance.number(senses.prompts[whole])
+        if row is None or of_whole is None or separation < threshold or pure < least_pure:
             continue
-        t = senses.part_latent_t[part]
-        fit = relevance.alignment.score_vectors(senses.vectors[[place, whole]]).double()
-        own = relevance.matters[row] & (t >= senses.chance_t[whole]) & (fit[:, 0] > fit[:, 1])
+        t, chance = senses.part_latent_t[part], float(senses.part_chance_t[part])
+        better = relevance.score[row] - relevance.score[of_whole]
+        own = relevance.matters[row] & (t >= chance) & (better > 0)
         latents = own.nonzero().flatten()
         n_passing = len(latents)
         latents = latents[relevance.share[row, latents].argsort(descending=True, stable=True)][:n_latents]
@@ -85,11 +85,11 @@ def compound_flags(relevance: Relevance, senses: PictureSenses, *, n_latents: in
             evidence = [
                 Evidence("separation from the word's own pictures", separation, threshold, source),
                 Evidence("purity of the split", pure, least_pure, pure_source),
-                Evidence("share for the word alone", float(relevance.share[row, latent]), relevance.thresholds["share"],
+                Evidence(WORD_SHARE, float(relevance.share[row, latent]), relevance.thresholds["share"],
                          relevance.sources["share"]),
-                Evidence("score for the word less that for the prompt", float(fit[latent, 0] - fit[latent, 1]), 0.0,
+                Evidence("score for the word less that for the prompt", float(better[latent]), 0.0,
                          "the word fits better"),
-                Evidence("latent: t between the pictures", float(t[latent]), float(senses.chance_t[whole]), CHANCE),
+                Evidence("latent: t between the pictures", float(t[latent]), chance, CHANCE),
                 Evidence("the word is the head", float(word == words[-1])),
                 Evidence(PASS, n_passing),
             ]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 from clip_lens_ext.semantics.flag_relevance import Relevance
 from clip_lens_ext.semantics.flag_results import PASS, Evidence, Flag
 from clip_lens_ext.semantics.intervention_effects import UNTOUCHED, InterventionEffects
+from clip_lens_ext.semantics.word_match import holds
 
 
 class _Drawn(NamedTuple):
@@ -38,8 +39,8 @@ def typographic_flags(
     `text_quantile` of the other drawn words, and more than `prompt_quantile` of the other prompts do; where controls
     of the same pictures were measured (a word of equal length, an empty plate), it rises against each, `t >= min_t`;
     where pictures with this word were masked, it falls, `t <= -min_t`. The latents are those through which part of the
-    rise goes and which are more active with the word than without, and than on the empty plate; masked, they are less
-    active.
+    rise goes and which are more active with the word than without, `t >= min_t`, and than with at least one of the
+    controls: what reads any text reads another word too, but not an empty plate. Masked, they are less active.
 
     Args:
         relevance: shares and expectations.
@@ -53,7 +54,7 @@ def typographic_flags(
     found: list[Flag] = []
     for row in drawn:
         for column, prompt in enumerate(effects.prompts):
-            if not effects.subjects[row] or effects.subjects[row] not in prompt.split():
+            if not holds(prompt, effects.subjects[row]):
                 continue
             seen = _compared(effects, drawn, row, column)
             evidence = _evidence(effects, seen, min_t, text_quantile, prompt_quantile)
@@ -72,15 +73,15 @@ def typographic_flags(
                     Evidence(PASS, len(latents)),
                 ]
                 found.append(relevance.flag("typographic", prompt, latent, part, "cosine", effects.subjects[row],
-                                            [*evidence, *own]))  # fmt: skip
+                                            [*evidence, *own], edit=effects.names[row]))  # fmt: skip
     return found
 
 
 def _compared(effects: InterventionEffects, drawn: list[int], row: int, column: int) -> _Drawn:
     change = effects.prediction_change
     word, prompt = effects.subjects[row], effects.prompts[column]
-    words = [other for other in drawn if effects.subjects[other] not in prompt.split()]
-    prompts = [c for c, other in enumerate(effects.prompts) if word not in other.split()]
+    words = [other for other in drawn if not holds(prompt, effects.subjects[other])]
+    prompts = [c for c, other in enumerate(effects.prompts) if not holds(other, word)]
     return _Drawn(row, column, _share_below(change[words, column], change[row, column]),
                   _share_below(change[row, prompts], change[row, column]))  # fmt: skip
 
@@ -101,12 +102,9 @@ def _evidence(
         Evidence("rises more than with other words", seen.among_words, text_quantile, "text_quantile"),
         Evidence("rises more than other prompts", seen.among_prompts, prompt_quantile, "prompt_quantile"),
     ]
-    name, word = effects.names[seen.row], effects.subjects[seen.row]
-    for row in effects.rows(effects.kinds[seen.row], against=None):
-        if effects.names[row] == name and effects.against[row] != UNTOUCHED:
-            label = f"t against {effects.against[row]}"
-            found.append(Evidence(label, float(t[row, seen.column]), min_t, "min_t"))
-    for row in _masked(effects, word):
+    for row in _controls(effects, seen.row):
+        found.append(Evidence(f"t against {effects.against[row]}", float(t[row, seen.column]), min_t, "min_t"))
+    for row in _masked(effects, effects.subjects[seen.row]):
         found.append(Evidence("t of the fall with the word masked", -float(t[row, seen.column]), min_t, "min_t"))
     passed = all(one.threshold is None or one.value >= one.threshold for one in found)
     return found if passed else None
@@ -118,8 +116,21 @@ def _masked(effects: InterventionEffects, word: str) -> list[int]:
 
 def _reads(effects: InterventionEffects, row: int, latent: int, min_t: float) -> bool:
     t = effects.latent_t[:, latent]
-    word = effects.subjects[row]
-    return bool(t[row] >= min_t) and all(bool(t[masked] <= -min_t) for masked in _masked(effects, word))
+    controls = _controls(effects, row)
+    return (
+        bool(t[row] >= min_t)
+        and (not controls or bool((t[controls] >= min_t).any()))
+        and all(bool(t[masked] <= -min_t) for masked in _masked(effects, effects.subjects[row]))
+    )
+
+
+def _controls(effects: InterventionEffects, row: int) -> list[int]:
+    """The rows of the same edit against its controls."""
+    return [
+        other
+        for other in effects.rows(effects.kinds[row], against=None)
+        if effects.names[other] == effects.names[row] and effects.against[other] != UNTOUCHED
+    ]
 
 
 def _specific(effects: InterventionEffects, row: int, latent: int) -> list[Evidence]:
@@ -127,8 +138,7 @@ def _specific(effects: InterventionEffects, row: int, latent: int) -> list[Evide
     t = effects.latent_t
     return [
         Evidence(f"latent: t against {effects.against[other]}", float(t[other, latent]))
-        for other in effects.rows(effects.kinds[row], against=None)
-        if effects.names[other] == effects.names[row] and effects.against[other] != UNTOUCHED
+        for other in _controls(effects, row)
     ] + [
         Evidence("latent: t with the word masked", float(torch.as_tensor(t[other, latent])))
         for other in _masked(effects, effects.subjects[row])

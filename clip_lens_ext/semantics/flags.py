@@ -42,6 +42,7 @@ def flag_components(
     control_quantile: float = 0.95,
     min_t: float = 4.0,
     min_deviations: float = 5.0,
+    min_rise: float | None = None,
     n_latents: int = 3,
     seed: int = 0,
 ) -> Flags:
@@ -61,22 +62,23 @@ def flag_components(
     | `"compound noun"` | a word of the prompt that alone retrieves other pictures | `senses` |
     | `"polysemous"` | two groups of the prompt's pictures, or another sense | `senses`, or `word_senses` |
 
-    A prompt and latent get one kind, the first of this order: an edit is stronger evidence than a group. A prompt with
-    a typographic or artifact flag gets no polysemous one, for its pictures are in two groups by what the edit is about.
+    A prompt and latent get one kind, the first of this order: an edit is stronger evidence than a group, and a clear
+    latent without a label is a suspicion, weaker than both. A prompt that an edit flags gets no polysemous flag, for
+    its pictures are in two groups by what the edit is about.
 
     Args:
         attributions: over a data set, as `aggregate_attributions` gives them: of each prompt over the pictures that it
             retrieves, and of each single word of a compound likewise.
         alignment: labels, by a score that is a cosine.
         references: the references that the alignment is of.
-        target: the prompts of the attributions, as `text_target` gives them.
+        target: the prompts of the attributions, embedded by the judge of the alignment: `text_target(judge, prompts)`.
         senses: from `find_picture_senses`.
-        word_senses: from `find_word_senses`, by the judge of the alignment.
+        word_senses: from `find_word_senses`, by the same judge.
         interventions: from `measure_interventions`.
-        embeddings: of the references.
+        embeddings: of the references, by the same judge.
         min_share: from where a latent matters; None: `share_quantile` of all active latents of all prompts.
         min_gap: from where it is unexpected, as difference of ranks in [-1, 1]; None: `gap_quantile` of the gaps of
-            the same latents with shuffled prompts.
+            the same latents with shuffled prompts. One prompt alone has no such control, and needs it.
         min_separation: of two groups; None: from prompts alone and mixed, see `PictureSenses.threshold`.
         min_purity: of the split of a compound's pictures from its word's; None: from prompts mixed.
         min_margin: of another sense over the shown one; None: `control_quantile` of all active latents.
@@ -85,14 +87,17 @@ def flag_components(
             `text_quantile` is that of other drawn words, `prompt_quantile` that of other prompts under a drawn word.
         min_t: least absolute paired t value of a change.
         min_deviations: how many robust standard deviations an edit needs, of the same edits with shuffled prompts.
+        min_rise: how much more than the median prompt an edit has to raise its own, instead of that control.
         n_latents: at most so many latents for each prompt, kind and subject (for each group of a polysemous one).
         seed: of random references.
 
     Returns:
-        `Flags`, with every threshold and where it comes from.
+        `Flags`, with every threshold and where it comes from, and in `settings["without_control"]` the kinds of edits
+        that were too few to be each other's controls, for which no flag was looked for.
 
     Raises:
-        InputError: results that do not belong together, or a score that is no cosine.
+        InputError: results that do not belong together, of other judges too; a score that is no cosine; or one prompt
+            without `min_gap`.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -121,25 +126,26 @@ def flag_components(
         found += typographic_flags(relevance, interventions, min_t=min_t, text_quantile=text_quantile,
                                    prompt_quantile=prompt_quantile, n_latents=n_latents)  # fmt: skip
         found += artifact_flags(relevance, interventions, references, embeddings, min_t=min_t,
-                                min_deviations=min_deviations, n_latents=n_latents)  # fmt: skip
+                                min_deviations=min_deviations, min_rise=min_rise, n_latents=n_latents)  # fmt: skip
+    by_edit, two, suspected = {flag.prompt for flag in found}, [], []
     if embeddings is not None and (interventions is None or not edit_kinds(interventions)):
-        found += unaligned_flags(relevance, embeddings, min_clarity=min_clarity, max_alignment=max_alignment,
-                                 control_quantile=control_quantile, seed=seed)  # fmt: skip
-    by_edit = {flag.prompt for flag in found if flag.kind in ("typographic", "artifact")}
+        suspected = unaligned_flags(relevance, references, embeddings, min_clarity=min_clarity, seed=seed,
+                                    max_alignment=max_alignment, control_quantile=control_quantile)  # fmt: skip
     if word_senses is not None:
-        found += other_sense_flags(relevance, word_senses, min_margin=min_margin, control_quantile=control_quantile,
-                                   n_latents=n_latents)  # fmt: skip
+        two += other_sense_flags(relevance, word_senses, min_margin=min_margin, control_quantile=control_quantile,
+                                 n_latents=n_latents)  # fmt: skip
     if senses is not None:
         relevance.set("separation", min_separation, lambda: senses.threshold, CONTROL)
         relevance.set("purity", min_purity, lambda: senses.purity_threshold, MIXED)
         found += compound_flags(relevance, senses, n_latents=n_latents)
-        two = polysemous_flags(relevance, senses, n_latents=n_latents)
-        found += [flag for flag in two if flag.prompt not in by_edit]
+        two = [*polysemous_flags(relevance, senses, n_latents=n_latents), *two]
+    found += [flag for flag in two if flag.prompt not in by_edit]
     first: dict[tuple[str, int], Flag] = {}
-    for flag in sorted(found, key=lambda flag: (KINDS.index(flag.kind), -flag.strength)):
+    for flag in (*sorted(found, key=lambda flag: (KINDS.index(flag.kind), -flag.strength)), *suspected):
         first.setdefault((flag.prompt, flag.latent), flag)
     found = [*first.values(), *_unexplained(relevance, senses, set(first))]
-    looked_at = relevance.prompts if senses is None else tuple(dict.fromkeys((*relevance.prompts, *senses.prompts)))
+    more = () if senses is None else senses.prompts
+    looked_at = tuple(dict.fromkeys((*relevance.prompts, *more, *(interventions.prompts if interventions else ()))))
     order = {prompt: place for place, prompt in enumerate(looked_at)}
     found.sort(
         key=lambda flag: (KINDS.index(flag.kind), order.get(flag.prompt, len(order)), -flag.strength, flag.latent)
@@ -147,6 +153,7 @@ def flag_components(
     settings = {"share_quantile": share_quantile, "gap_quantile": gap_quantile, "text_quantile": text_quantile,
                 "prompt_quantile": prompt_quantile,
                 "control_quantile": control_quantile, "min_t": min_t, "min_deviations": min_deviations,
+                "min_rise": min_rise, "without_control": relevance.without_control,
                 "n_latents": n_latents, "seed": seed, "scorer": alignment.scorer, "judge": alignment.judge,
                 "hook_name": alignment.hook_name}  # fmt: skip
     provenance = {"attributions": dict(attributions.provenance), "alignment": alignment.provenance,
@@ -188,6 +195,9 @@ def _check(
         widths["interventions"] = interventions.latent_change.shape[1]
         hashes["interventions"] = interventions.provenance.get("sae_sha256")
     if embeddings is not None:
+        if embeddings.judge != alignment.judge:
+            raise InputError(f"the references were embedded by {embeddings.judge!r}, and the judge of the alignment is "
+                             f"{alignment.judge!r}: both have to be one model")  # fmt: skip
         widths["embeddings"], hashes["embeddings"] = embeddings.d_sae, embeddings.provenance.get("sae_sha256")
     if len(set(widths.values())) > 1:
         raise InputError(f"the results are of SAEs of different width: {widths}")

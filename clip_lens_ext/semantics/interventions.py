@@ -23,6 +23,7 @@ from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.intervention_effects import UNTOUCHED, InterventionEffects
 from clip_lens_ext.semantics.prompts import Target, embedded_prompts
 from clip_lens_ext.semantics.through_latents import Through, cosines, tail, through_latents
+from clip_lens_ext.semantics.word_match import holds
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 
@@ -223,6 +224,6 @@ def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 def _chosen(edit: Intervention, texts: tuple[str, ...], before: Tensor, after: Tensor, n: int) -> list[int]:
     """The prompts of which the way through latents is measured, those that hold the subject first."""
     order = _paired(before, after)[2].argsort(descending=True, stable=True).tolist()
-    named = [place for place, text in enumerate(texts) if edit.subject and edit.subject in text.split()]
+    named = [place for place, text in enumerate(texts) if holds(text, edit.subject)]
     rest = [place for place in order if place not in named][: max(0, n - len(named))]
     return named + rest

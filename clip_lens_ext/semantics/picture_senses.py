@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
+from torch import Tensor
 
 from clip_lens_ext.data import Preprocess, image_batches
 from clip_lens_ext.errors import InputError
@@ -18,6 +19,7 @@ from clip_lens_ext.semantics.picture_reader import PictureReader
 from clip_lens_ext.semantics.prompts import Target, embedded_prompts
 from clip_lens_ext.semantics.sense_results import PictureSenses
 from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
+from clip_lens_ext.semantics.word_match import FUNCTION_WORDS
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.positions import TokenScope
 
@@ -36,6 +38,7 @@ def find_picture_senses(
     hook_name: str | None = None,
     token_scope: TokenScope | None = None,
     seed: int = 0,
+    ignore: Sequence[str] = FUNCTION_WORDS,
     preprocess: Preprocess | None = None,
     batch_size: int = 64,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -62,6 +65,7 @@ def find_picture_senses(
         n_controls: random pairs of prompts.
         hook_name, token_scope: instead of the SAE's own.
         seed: of the pairs and of the starts of 2-means.
+        ignore: words of a name that name nothing alone.
         preprocess: instead of the model's own.
         batch_size: pictures in a batch.
         checkpoint: a file to resume the pass over all pictures from if it exists, and to write to; None: neither.
@@ -90,7 +94,7 @@ def find_picture_senses(
         The rule is a candidate: Dreyer et al., arXiv 2505.20229, report polysemous words and compound nouns, and no
         rule that finds them.
     """
-    asked = _asked(names, template)
+    asked = _asked(names, template, ignore)
     _check(asked.names, n, n_dims, n_controls)
     vectors = embedded_prompts(clip, names if isinstance(names, Target) else asked.prompts).vectors
     names, texts, prompts, parts = asked
@@ -117,7 +121,7 @@ def find_picture_senses(
         active = latents[row_of[sample[place]]]
         latent_t.append(welch_t(active[found.group == 0], active[found.group == 1]))
         shuffled = found.group[torch.randperm(n, generator=torch.Generator().manual_seed(seed + place))]
-        chance_t.append(welch_t(active[shuffled == 0], active[shuffled == 1]).abs().max())
+        chance_t.append(_chance(active[shuffled == 0], active[shuffled == 1]))
     half = n // 2
     source = torch.arange(2 * half) // half
 
@@ -131,7 +135,12 @@ def find_picture_senses(
     controls = torch.tensor([mixed(*pair) for pair in pairs], dtype=torch.float64)
     measured = [mixed(place, texts.index(word)) for place, word in parts]
     compared = torch.tensor(measured, dtype=torch.float64).reshape(-1, 2)
-    part_t = [welch_t(*(latents[row_of[sample[one]]] for one in (place, texts.index(word)))) for place, word in parts]
+    part_t, part_chance = [], []
+    for part, (place, word) in enumerate(parts):
+        both = [latents[row_of[sample[one]]] for one in (place, texts.index(word))]
+        part_t.append(welch_t(*both))
+        order = torch.randperm(2 * n, generator=torch.Generator().manual_seed(seed + len(texts) + part))
+        part_chance.append(_chance(*torch.cat(both)[order].split(n)))
     return PictureSenses(
         names=tuple(names), texts=texts, prompts=prompts, sample=indexes[sample], cosine=best.values.T.contiguous(),
         group=torch.stack(groups), separation=torch.tensor(separations, dtype=torch.float64),
@@ -141,10 +150,18 @@ def find_picture_senses(
         part_words=tuple(word for _, word in parts), part_separation=compared[:, 0].contiguous(),
         part_purity=compared[:, 1].contiguous(),
         part_latent_t=torch.stack(part_t) if part_t else latents.new_zeros(0, latents.shape[1]),
+        part_chance_t=torch.stack(part_chance) if part_chance else latents.new_zeros(0),
         vectors=vectors.float().cpu(), hook_name=name, token_scope=str(scope), seed=seed, skipped=report.skipped,
         provenance={"model": clip.model_name, "sae_sha256": sae.cfg.metadata.sha256, "n_dims": space.n_dims,
                     "data_fingerprint": report.fingerprint, "versions": versions()},
     )  # fmt: skip
+
+
+def _chance(first: Tensor, second: Tensor) -> Tensor:
+    """The greatest absolute t of any latent; infinite where a group of one picture has no spread to compare with."""
+    if min(len(first), len(second)) < 2:
+        return torch.tensor(torch.inf, dtype=first.dtype)
+    return welch_t(first, second).abs().max()
 
 
 class _Asked(NamedTuple):
@@ -156,11 +173,14 @@ class _Asked(NamedTuple):
     parts: list[tuple[int, str]]
 
 
-def _asked(names: Sequence[str] | Target, template: str) -> _Asked:
+def _asked(names: Sequence[str] | Target, template: str, ignore: Sequence[str]) -> _Asked:
     if isinstance(names, str) or template.count("{}") != 1:
         raise InputError(f"names are a list, and a template has one {{}} for the name; got {names!r} and {template!r}")
     given = tuple(names.labels) if isinstance(names, Target) else tuple(names)
-    parts = [(place, word) for place, name in enumerate(given) for word in name.split() if len(name.split()) > 1]
+    parts = [
+        (place, word) for place, name in enumerate(given) for word in dict.fromkeys(name.split())
+        if len(name.split()) > 1 and word.lower() not in ignore
+    ]  # fmt: skip
     if isinstance(names, Target):
         return _Asked(given, given, given, [(place, word) for place, word in parts if word in given])
     texts = tuple(dict.fromkeys((*given, *(word for _, word in parts))))

@@ -27,13 +27,15 @@ class PictureSenses:
         separation: share of the spread that the two groups explain, `[text]`.
         latent_t: Welch's t of each latent between the groups, positive where it is more active on the smaller one,
             `[text d_sae]`.
-        chance_t: greatest absolute t of any latent between random groups of the same sizes, `[text]`.
+        chance_t: greatest absolute t of any latent between random groups of the same sizes, `[text]`; infinite where
+            a group has one picture, which says nothing.
         mixed_separation, mixed_purity: of random pairs of prompts, half and half, `[control]`. Purity is the share of
             pictures that the split gives back to their prompt; 0.5 is chance.
         part_of: the name that each part is a word of, `[part]`.
         part_words: the words.
         part_separation, part_purity: of the pictures of the name and those of the word alone, half and half, `[part]`.
         part_latent_t: Welch's t, positive where a latent is more active on the word's pictures, `[part d_sae]`.
+        part_chance_t: greatest absolute t of any latent between random halves of both pictures together, `[part]`.
         vectors: of the prompts, of unit length, `[text d_embed]`.
         hook_name, token_scope: where the features and latents are from.
         seed: of controls and starts.
@@ -57,6 +59,7 @@ class PictureSenses:
     part_separation: Tensor
     part_purity: Tensor
     part_latent_t: Tensor
+    part_chance_t: Tensor
     vectors: Tensor
     hook_name: str
     token_scope: str

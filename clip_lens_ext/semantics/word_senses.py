@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.semantics.word_match import FUNCTION_WORDS, words_of
 from clip_lens_ext.semantics.wordnet import Sense, WordNet
 from clip_lens_ext.towers.clip import HookedCLIP
 
@@ -47,7 +48,7 @@ def find_word_senses(
     judge: HookedCLIP,
     *,
     n_senses: int = 6,
-    ignore: Sequence[str] = ("a", "an", "and", "in", "of", "on", "photo", "picture", "the", "with"),
+    ignore: Sequence[str] = (*FUNCTION_WORDS, "photo", "picture"),
 ) -> WordSenses:
     """Look up every word of the prompts, and embed the senses of those that have several.
 
@@ -78,7 +79,7 @@ def find_word_senses(
         raise InputError("a list of at least one prompt is needed, and at least 2 senses of a word")
     found: list[tuple[str, str, str, str]] = []
     for prompt in prompts:
-        for word in dict.fromkeys(prompt.lower().split()):
+        for word in dict.fromkeys(words_of(prompt)):
             if word in ignore:
                 continue
             known = dictionary.senses(word) if isinstance(dictionary, WordNet) else tuple(dictionary.get(word, ()))
@@ -90,5 +91,5 @@ def find_word_senses(
 
 
 def _text(word: str, sense: Sense) -> str:
-    above = sense.hypernyms[0].split(".")[0].replace("_", " ") if sense.hypernyms else None
+    above = sense.hypernyms[0].rsplit(".", 2)[0].replace("_", " ") if sense.hypernyms else None
     return " ".join(dict.fromkeys([*(sense.lemmas[:2] or (word,)), *([above] if above else [])]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def effects() -> InterventionEffects:
 
 def flag(latent: int = 1, kind: str = "artifact", subject: str = "frame") -> Flag:
     evidence = (Evidence("t of the rise", 5.0, 4.0, "min_t"), Evidence("clarity", 0.5))
-    return Flag(kind, "a bow", latent, None, 0.1, 0.0, 0.4, 0.06, "cosine", subject, evidence)
+    edit = f"lay {subject}" if kind == "artifact" and subject else ""
+    return Flag(kind, "a bow", latent, None, 0.1, 0.0, 0.4, 0.06, "cosine", subject, evidence, edit)
 
 
 def crops(n: int = 5) -> ReferenceCrops:
@@ -82,15 +84,32 @@ def test_shares_are_the_greatest_and_the_flag_s_own() -> None:
 
 
 def test_only_what_an_edit_decided_shows_an_edit() -> None:
-    for one in (flag(kind="polysemous"), flag(subject=""), flag(subject="film")):
+    for one in (flag(kind="polysemous"), flag(subject="")):
         assert set(axes_of(plot_flag(one, crops(), summary(), effects=effects()))) == {"references", "shares"}
     assert "nothing activates it" in words(plot_flag(flag(), crops(0), summary()))
+
+
+def test_a_prompt_that_edits_alone_looked_at_has_no_shares() -> None:
+    goose = replace(effects(), prompts=("a goose", "a duck"))
+    found = axes_of(plot_flag(replace(flag(), prompt="a goose"), crops(), summary(), effects=goose))
+    assert set(found) == {"references", "prediction before and after", "latent before and after"}
+
+
+def test_a_compound_shows_the_shares_of_its_word() -> None:
+    named = replace(summary(), labels=("a photo of a paper bow", "a photo of a bow"))
+    one = replace(flag(kind="compound noun", subject="bow"), prompt="a photo of a paper bow")
+    figure = plot_flag(one, crops(), named)
+    own = 100 * named.share[1]
+    expected = [*own.sort(descending=True).values[:7].tolist(), float(own[1])]
+    assert [bar.get_width() for bar in axes_of(figure)["shares"].patches] == pytest.approx(expected)
+    assert "speaks for “a photo of a bow”" in words(figure)
+    assert "“bow” alone shows something else" in words(figure)
 
 
 def test_wrong_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="written as"):
         plot_flag(flag(), crops(), summary(), path=tmp_path / "a.txt")
-    with pytest.raises(InputError, match="no prompt"):
-        plot_flag(Flag(**{**vars(flag()), "prompt": "a goose"}), crops(), summary())
+    with pytest.raises(InputError, match="no edit 'lay film'"):
+        plot_flag(flag(subject="film"), crops(), summary(), effects=effects())
     with pytest.raises(InputError, match="one shape"):
         plot_flag(flag(), crops(), summary(), pictures=(torch.zeros(3, 4, 4), torch.zeros(3, 5, 4)))

@@ -18,6 +18,7 @@ from torch import Tensor
 from clip_lens_ext.attribution import direction_target
 from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.semantics import PictureSenses, Sense, find_picture_senses, find_word_senses
+from clip_lens_ext.semantics.picture_senses import _chance
 from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
 from clip_lens_ext.towers import HookedCLIP
 
@@ -128,6 +129,41 @@ def test_parts_are_compared_half_and_half(pixels: Tensor, clip: HookedCLIP, sae:
         assert float(senses.part_purity[part]) == purity(own.group, torch.tensor([0] * 4 + [1] * 4))
 
 
+def greatest_t(first: Tensor, second: Tensor) -> float:
+    columns = [(one.tolist(), other.tolist()) for one, other in zip(first.T, second.T, strict=True)]
+    return max(abs(oracle.welch(one, other)) if len({*one, *other}) > 1 else 0.0 for one, other in columns)
+
+
+def test_chance_is_the_greatest_t_of_random_groups(
+    clip: HookedCLIP, pixels: Tensor, sae: Any, senses: PictureSenses
+) -> None:
+    activation = clip.vision.run_to(pixels, sae.cfg.metadata.hook_name)[:, 1:].detach()
+    latent = sae.encode(activation).amax(1).clamp(min=0).detach().double()
+    for row in range(len(senses.texts)):
+        group = senses.group[row][torch.randperm(8, generator=torch.Generator().manual_seed(row))]
+        active = latent[senses.sample[row]]
+        found = greatest_t(active[group == 0], active[group == 1]) if int(group.sum()) > 1 else float("inf")
+        assert float(senses.chance_t[row]) == pytest.approx(found, rel=1e-6)
+    for part, word in enumerate(senses.part_words):
+        both = torch.cat([latent[senses.sample[2]], latent[senses.sample[senses.texts.index(word)]]])
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(len(senses.texts) + part))
+        found = greatest_t(both[order[:8]], both[order[8:]])
+        assert float(senses.part_chance_t[part]) == pytest.approx(found, rel=1e-6)
+
+
+def test_one_picture_is_no_group_to_compare_with() -> None:
+    cloud = torch.rand(9, 4, dtype=torch.float64)
+    assert _chance(cloud[:1], cloud[1:]) == _chance(cloud[1:], cloud[:1]) == torch.inf
+    assert _chance(cloud[:2], cloud[2:]) < torch.inf
+
+
+def test_function_words_are_no_parts(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
+    names = ["crane", "duck", "crown of paper", "stool", "heart"]
+    how: Any = {"n": 8, "n_dims": 3, "n_controls": 2, "progress": False}
+    assert find_picture_senses(clip, pixels, sae, names, **how).part_words == ("crown", "paper")
+    assert find_picture_senses(clip, pixels, sae, names, ignore=(), **how).part_words == ("crown", "of", "paper")
+
+
 def test_thresholds_come_from_the_controls(senses: PictureSenses) -> None:
     one, two = senses.separation[:5].sort().values[2], senses.mixed_separation.sort().values[2]
     assert senses.threshold == pytest.approx(2 / (1 / float(one) + 1 / float(two)))
@@ -225,6 +261,9 @@ def test_senses_of_the_words_of_prompts(clip: HookedCLIP) -> None:
     with torch.no_grad():
         torch.testing.assert_close(found.vectors, clip.embed_texts(list(found.texts), normalize=True).float())
     assert find_word_senses(["a bat"], BAT, clip).texts[2] == "bat"
+    assert find_word_senses(["A photo, of a Bat."], BAT, clip).words == ("bat",) * 3
+    army = {"bat": [Sense("bat.n.01", "", ("bat",), ("u.s._army_unit.n.01",)), Sense("bat.n.05", "", ("bat",), ())]}
+    assert find_word_senses(["a bat"], army, clip).texts[0] == "bat u.s. army unit"
     assert len(find_word_senses(["a duck"], BAT, clip)) == 0
     assert set(find_word_senses(["a photo"], BAT, clip, ignore=()).words) == {"photo"}
     for prompts, n in ((["a bat"], 1), ([], 6), ("a bat", 6)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ def senses(**changes: Any) -> PictureSenses:
         "chance_t": torch.full((len(TEXTS),), 4.0), "mixed_separation": torch.tensor([0.4, 0.5, 0.4]),
         "mixed_purity": torch.tensor([1.0, 0.9, 0.8]), "part_of": torch.tensor([2, 2]), "part_words": TEXTS[4:],
         "part_separation": torch.tensor([0.1, 0.4]), "part_purity": torch.tensor([0.5, 1.0]), "part_latent_t": part_t,
-        "vectors": vectors, "hook_name": "hook", "token_scope": "all", "seed": 0, "provenance": dict(HASH),
+        "part_chance_t": torch.full((2,), 4.0), "vectors": vectors, "hook_name": "hook", "token_scope": "all",
+        "seed": 0, "provenance": dict(HASH),
     }  # fmt: skip
     return PictureSenses(**(fields | changes))
 
@@ -168,12 +170,20 @@ def test_typographic() -> None:
         edited(4, 3, 0.0),  # masking does nothing
         edited(0, 2, 0.0, "latent_change"),  # the latent does not see the word
         edited(4, 2, 0.0, "latent_change"),  # the latent does not miss it
+        edited(1, 2, -1.0, "latent_change"),  # the control does the same to the latent: it reacts to the plate
         effects(through_change=torch.tensor([0.01, -0.05, 0.06])),  # nothing goes through it, for certain
         effects(subjects=("ge", *effects().subjects[1:])),  # a part of a word is no word
     ],
 )
 def test_typographic_needs_every_piece(broken: InterventionEffects) -> None:
     assert flagged(interventions=broken).of("typographic") == ()
+
+
+def test_words_are_found_whatever_stands_around_them() -> None:
+    prompts = ("a photo of a crane.", "a photo of a Duck.", "a photo of a paper stool.", "A photo of a GEAR.")
+    given = effects(prompts=prompts)
+    assert [flag.prompt for flag in flagged(interventions=given).of("typographic")] == [prompts[3]]
+    assert flagged(interventions=given).about(prompts[3])  # looked at by the edits alone
 
 
 def test_words_and_prompts_have_a_quantile_each() -> None:
@@ -190,6 +200,20 @@ def test_artifact() -> None:
     # Medians of the two rows are 0.0015 (sand: 0.001, 0.002 around it, of which torch takes the lower one) and 0.001.
     assert flag.number("rise beyond other prompts") == pytest.approx(0.079)
     assert flag.number("references at one position") == 0.75
+    assert flag.edit == "sand"
+    # Five times 1.4826 times the median distance from their median, of the eight changes less their row's median.
+    rows = [[-0.001, 0.079, 0.001, 0.0], [-0.001, 0.009, 0.0, 0.001]]
+    values = sorted(value for row in rows for value in row)
+    middle = values[3]
+    spread = sorted(abs(value - middle) for value in values)[3]
+    threshold = next(one.threshold for one in flag.evidence if one.name == "rise beyond other prompts")
+    assert threshold == pytest.approx(5 * 1.4826 * spread, abs=1e-9)
+
+
+def test_an_sae_of_one_token_says_nothing_of_the_place() -> None:
+    flags = flag_components(attributions(total()), alignment(), replace(references(), token_scope="cls"),
+                            target=target(), interventions=effects(), **LOW)  # fmt: skip
+    assert math.isnan(flags.of("artifact")[0].number("references at one position"))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +225,6 @@ def test_artifact() -> None:
         edited(5, 1, 0.03, "prediction_error"),  # it may be chance
         effects(through_error=torch.tensor([0.01, 0.01, 0.03])),
         edited(5, 4, -1.0, "latent_change"),  # the latent falls: it was about what the edit took away
-        effects(kinds=(*effects().kinds[:5], "background", "crop"), prediction_change=torch.zeros(7, 4).double()),
     ],
 )
 def test_artifact_needs_every_piece(broken: InterventionEffects) -> None:
@@ -274,11 +297,34 @@ def test_compound() -> None:
         {"part_separation": torch.tensor([0.1, 0.1])},
         {"part_purity": torch.tensor([0.5, 0.5])},
         {"part_latent_t": torch.zeros(2, D_SAE).double()},
-        {"vectors": unit(random(1, WIDTH, seed=4)).expand(6, -1)},  # the latent does not fit the word better
+        {"part_chance_t": torch.full((2,), 10.0)},  # random halves differ as much
     ],
 )
 def test_compound_needs_every_piece(broken: dict[str, torch.Tensor]) -> None:
     assert flagged(senses=senses(**broken)).of("compound noun") == ()
+
+
+def test_a_compound_s_latent_fits_its_word_better() -> None:
+    same = replace(target(), vectors=unit(random(1, WIDTH, seed=4)).expand(6, -1))
+    assert flagged(senses=senses(), target=same).of("compound noun") == ()
+    # Vectors of the model are not those of another judge: the target alone says what fits.
+    other = senses(vectors=unit(random(1, 3, seed=4)).expand(6, -1))
+    assert flagged(senses=other).of("compound noun") == flagged(senses=senses()).of("compound noun") != ()
+
+
+def test_too_few_edits_are_no_control() -> None:
+    one_each = effects(kinds=(*effects().kinds[:5], "background", "crop"))
+    none = effects(prediction_change=torch.zeros(7, 4).double())
+    for given, kinds in ((one_each, ["background", "crop"]), (none, ["background"])):
+        with pytest.warns(UserWarning, match="are no control"):
+            flags = flagged(interventions=given)
+        assert flags.of("artifact") == ()
+        assert flags.settings["without_control"] == kinds
+    flags = flagged(interventions=one_each, min_rise=0.05)
+    (flag,) = flags.of("artifact")
+    assert (flag.latent, flag.edit, flags.settings["without_control"]) == (4, "sand", [])
+    assert {one.source for one in flag.evidence if one.name == "rise beyond other prompts"} == {"the caller"}
+    assert flagged(interventions=one_each, min_rise=0.09).of("artifact") == ()
 
 
 def test_other_sense_of_a_word() -> None:
@@ -343,9 +389,45 @@ def test_thresholds_from_controls() -> None:
     shares = values / values.clamp(min=0).sum(dim=1, keepdim=True)
     assert flags.thresholds["share"] == pytest.approx(float(shares[:, 1:].flatten().quantile(0.9)))
     assert flags.sources["share"].startswith("quantile 0.9")
+    labels, vectors = alignment(), target().vectors
+    assert labels.directions is not None
+    assert labels.baseline is not None
+    expected = (labels.directions @ vectors.T - labels.baseline[:, None]).nan_to_num(0).clamp(min=0).T
+    gaps = []
+    for row in range(len(PROMPTS)):
+        own = [float(value) for value in shares[row, 1:]]
+        for other in range(len(PROMPTS)):
+            wanted = [float(value) for value in expected[other, 1:]]
+            for j in range(D_SAE - 1):
+                if other != row and own[j] >= flags.thresholds["share"]:
+                    gaps.append(oracle.rank(own, own[j]) - oracle.rank(wanted, wanted[j]))
+    assert flags.thresholds["gap"] == pytest.approx(float(torch.tensor(gaps).double().quantile(0.5)))
     named = flag_components(attributions(values), alignment(), references(), target=target(), min_share=0.3)
     assert (named.thresholds["share"], named.sources["share"]) == (0.3, "the caller")
     assert all(flag.share >= 0.3 for flag in named.flags)
+
+
+def test_one_prompt_has_no_control_of_the_gap() -> None:
+    every = attributions(total())
+    cut = {name: getattr(every, name)[:1] for name in ("total", "n_top", "n_active", "n_images", "labels")}
+    one = replace(every, **cut)
+    own = replace(target(), vectors=target().vectors[:1], labels=PROMPTS[:1])
+    with pytest.raises(InputError, match="or min_gap="):
+        flag_components(one, alignment(), references(), target=own)
+    assert flag_components(one, alignment(), references(), target=own, min_gap=0.0).thresholds["gap"] == 0
+    assert len(flag_components(attributions(total()), alignment(), references(), target=target(), min_share=2.0)) == 0
+
+
+def test_every_flag_says_what_it_means() -> None:
+    flags = flagged(senses=senses(), interventions=effects())
+    meaning = {flag.kind: flag.meaning for flag in flags.flags}
+    assert "“stool” alone shows something else than “a photo of a paper stool”: latent 7" in meaning["compound noun"]
+    assert "46.1% of what speaks for the word and is 0.8% of what speaks for the prompt." in meaning["compound noun"]
+    assert "The word “gear”, drawn on a picture, raises “a photo of a gear”: latent 2" in meaning["typographic"]
+    assert "The edit “sand” raises “a photo of a duck”, which does not name it: latent 4" in meaning["artifact"]
+    assert "retrieves are two groups" in meaning["polysemous"]
+    assert meaning["unexplained"].startswith("Not explained: ")
+    assert flags.to_frame().meaning.tolist() == [flag.meaning for flag in flags.flags]
 
 
 def test_without_edits_clarity_and_labels_decide() -> None:
@@ -362,7 +444,14 @@ def test_without_edits_clarity_and_labels_decide() -> None:
     assert flag.number("clarity") > 0.9
     assert flagged(**open_, max_alignment=-9.0).of("artifact") == ()
     assert flagged(**open_, max_alignment=9.0, min_clarity=1.1).of("artifact") == ()
+    assert flag.edit == ""
+    assert flag.number("references at one position") == 0.75
     assert flagged(**open_, max_alignment=9.0, interventions=effects()).of("artifact")[0].latent == 4
+    # A suspicion is weaker than two groups, and takes none of them away.
+    groups = flagged(**open_, max_alignment=9.0, senses=senses())
+    assert [flag.latent for flag in groups.of("polysemous")] == [5, 6]
+    with pytest.raises(InputError, match="both have to be one model"):
+        flagged(**{**open_, "embeddings": replace(embeddings, judge="other")})
     assert flagged(**open_).thresholds == flagged(**open_).thresholds
     assert flagged(**open_).thresholds["clarity"] != flagged(**open_, seed=1).thresholds["clarity"]
 
@@ -405,7 +494,7 @@ def test_table_and_file(tmp_path: Path) -> None:
 
 def test_results_that_do_not_belong_together() -> None:
     summary = attributions(total())
-    with pytest.raises(InputError, match="pass the target"):
+    with pytest.raises(InputError, match="pass the prompts that"):
         flag_components(summary, alignment(), references(), target=replace(target(), labels=PROMPTS[::-1]))
     with pytest.raises(InputError, match="two SAEs"):
         flag_components(replace(summary, provenance={"sae_sha256": "1"}), alignment(), references(), target=target())
