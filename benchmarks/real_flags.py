@@ -174,7 +174,7 @@ def sets_of(flags: cle.Flags, word: str) -> dict[str, list[int]]:
 def switched_off(one: Study, sae: SAE, folder: Path, word: str, sets: dict[str, list[int]]) -> cle.SwitchedOff:
     """The held-out photos with the word on them, the flagged latents at zero."""
     path = folder / f"off_{word}.safetensors"
-    if not path.exists():
+    if not path.exists() or cle.SwitchedOff.load(path).latents != sets:
         pixels = one.drawn(word, one.held_out)
         cle.switch_off(one.clip, pixels, sae, one.things, sets, n_controls=N_CONTROLS, batch_size=8).save(path)
     return cle.SwitchedOff.load(path)
@@ -183,7 +183,7 @@ def switched_off(one: Study, sae: SAE, folder: Path, word: str, sets: dict[str, 
 def cost(one: Study, sae: SAE, folder: Path, word: str, latents: dict[str, list[int]]) -> cle.SwitchedOff:
     """Photos as they are, all of the held-out ones and those of the thing itself, the flagged latents at zero."""
     path = folder / f"cost_{word}.safetensors"
-    if not path.exists():
+    if not path.exists() or cle.SwitchedOff.load(path).latents != latents:
         own = one.photos.shows[word].nonzero().flatten()
         photos = [one.photos.bytes[one.held_out], one.photos.bytes[own]]
         data = one.photos.paths[0].parent.parent
