@@ -130,8 +130,8 @@ def _references(page: Page, crops: ReferenceCrops, top: float) -> None:
 def _shares(
     page: Page, flag: Flag, attributions: AttributionSummary, prompt: str, left: float, top: float
 ) -> None:  # fmt: skip
-    whom = "the prompt" if prompt == flag.prompt else f"\u201c{prompt}\u201d"
-    page.text(left, top - 0.28, shortened(f"Share of what speaks for {whom}", 44), size=10, weight="bold")
+    title = "Share of what speaks for the prompt" if prompt == flag.prompt else f"Shares for \u201c{prompt}\u201d"
+    page.text(left, top - 0.28, shortened(title, 38), size=10, weight="bold")
     share = attributions.share[attributions.labels.index(prompt)].nan_to_num(0)
     best = share.argsort(descending=True, stable=True)[:_N_BARS].tolist()
     shown = best if flag.latent in best else [*best[:-1], flag.latent]

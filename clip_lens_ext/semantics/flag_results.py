@@ -86,13 +86,13 @@ class Flag:
             own = known.get(WORD_SHARE, math.nan)
             word = f"\u201c{self.subject}\u201d"
             said = f"{word} alone shows something else than {prompt}: {latent} is {own:.1%} of what speaks for the word"
-            share = share.replace("for it", "for the prompt")
+            share = "" if math.isnan(self.share) else f", and {self.share:.1%} of what speaks for the prompt"
         elif self.kind == "polysemous" and "group" in known:
             said = f"The pictures that {prompt} retrieves are two groups: {latent} speaks for one of them"
         elif self.kind == "polysemous":
             said = f"A word of {prompt} has another sense: {latent} fits {self.subject}"
         else:
-            said = f"Not explained: {latent} matters for {prompt} more than its label lets one expect"
+            said = f"Not explained: {latent} matters for {prompt} more than its references let one expect"
         return f"{said}{share}."
 
     def number(self, name: str) -> float:

@@ -102,7 +102,7 @@ def test_a_compound_shows_the_shares_of_its_word() -> None:
     own = 100 * named.share[1]
     expected = [*own.sort(descending=True).values[:7].tolist(), float(own[1])]
     assert [bar.get_width() for bar in axes_of(figure)["shares"].patches] == pytest.approx(expected)
-    assert "speaks for “a photo of a bow”" in words(figure)
+    assert "Shares for “a photo of a bow”" in words(figure)
     assert "“bow” alone shows something else" in words(figure)
 
 

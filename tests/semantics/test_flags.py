@@ -422,7 +422,7 @@ def test_every_flag_says_what_it_means() -> None:
     flags = flagged(senses=senses(), interventions=effects())
     meaning = {flag.kind: flag.meaning for flag in flags.flags}
     assert "“stool” alone shows something else than “a photo of a paper stool”: latent 7" in meaning["compound noun"]
-    assert "46.1% of what speaks for the word and is 0.8% of what speaks for the prompt." in meaning["compound noun"]
+    assert "46.1% of what speaks for the word, and 0.8% of what speaks for the prompt." in meaning["compound noun"]
     assert "The word “gear”, drawn on a picture, raises “a photo of a gear”: latent 2" in meaning["typographic"]
     assert "The edit “sand” raises “a photo of a duck”, which does not name it: latent 4" in meaning["artifact"]
     assert "retrieves are two groups" in meaning["polysemous"]
