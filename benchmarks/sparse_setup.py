@@ -1,4 +1,4 @@
-"""What the tables of Sparse CLIP share: pairs of the planted world, held-out pictures with their truth, and scores."""
+"""What the tables of Sparse CLIP share: pairs of the planted world, held-out pictures with their truth, and heads."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class Setup:
     """Words that a feature may be named by and the truth can judge."""
     word_vectors: Tensor
     there: Tensor
-    """Whether what a word names is on a picture, bool `[n word]`."""
+    """Whether the thing that a word names is on a picture, bool `[n word]`; see `is_there`."""
+    drawn: Tensor
+    """Whether the word itself is drawn on a picture, bool `[n word]`."""
 
     @property
     def caption_of(self) -> Tensor:
@@ -80,21 +82,35 @@ def setup(runs: Path) -> Setup:
     own = F.one_hot(place, len(distinct)).bool()
     words = [word for word in world.vocabulary if word not in NOT_JUDGED]
     there = torch.tensor([[is_there(world, batch, i, word) for word in words] for i in range(len(batch))])
+    letters = torch.tensor([[word in (written or "").split() for word in words] for written in batch.words])
     return Setup(
         world, dense, pairs, batch, images, labels, names, dense.embed_texts([TEMPLATE.format(n) for n in names]),
-        dense.embed_texts(distinct), own, words, dense.embed_texts(words), there,
+        dense.embed_texts(distinct), own, words, dense.embed_texts(words), there, letters,
     )  # fmt: skip
 
 
+def objects_of(world: PlantedWorld, word: str) -> set[str]:
+    """The objects that a word names: as a name, or as a part of one.
+
+    A compound's part that alone names another object names that one and not the compound's: there is no glass on a
+    picture of a glass moth.
+    """
+    elsewhere = {(compound.phrase, compound.part_word) for compound in world.key.compounds}
+    return {entry.object for entry in world.classes
+            if word in entry.name.split() and (entry.name, word) not in elsewhere}  # fmt: skip
+
+
 def is_there(world: PlantedWorld, batch: Any, picture: int, word: str) -> bool:
-    """Whether a held-out picture has what a word names: background, object by name or category, or the drawn word."""
+    """Whether a held-out picture shows what a word names: the background, or an object by its category or name.
+
+    A drawn word is letters and no object: `Setup.drawn` has those.
+    """
     if word in BACKGROUNDS:
         return bool(batch.backgrounds[picture] == word)
-    entries = [entry for entry in world.classes if entry.object in batch.objects[picture]]
+    shown = set(batch.objects[picture])
     if word in CATEGORIES:
-        return any(entry.category == word for entry in entries)
-    drawn = (batch.words[picture] or "").split()
-    return word in drawn or any(word in entry.name.split() for entry in entries)
+        return any(entry.category == word for entry in world.classes if entry.object in shown)
+    return not shown.isdisjoint(objects_of(world, word))
 
 
 @dataclass(frozen=True)
