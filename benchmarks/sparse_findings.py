@@ -17,7 +17,8 @@ N_BOOTSTRAP, CONFIDENCE = 2000, 0.95
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not decided"
 DECIDED = (
     f"What the paper found, and whether it holds here, by {CONFIDENCE:.0%} intervals of the bootstrap; *not decided* "
-    "is what has the threshold inside its interval."
+    "is what has the threshold inside its interval. Each row is one training: what another one would give, no interval "
+    "says."
 )
 
 

@@ -31,8 +31,8 @@ from clip_lens_ext.sparse_clip import (
 STRENGTHS, FEATURES, N_CAPTION_STEPS, N_STEERED = (0.5, 1.0, 2.0, 4.0, 8.0), (1, 2, 4, 8), 600, 400
 RECOMMENDED = (2, 2.0)  # by the paper: two features at strength 2.0
 STEERS = 0.5  # share of the pictures from which on a setting steers
-SHOWN = {"success": "says the new class", "kept": "still the old one", "own_caption": "finds its own caption",
-         "new_caption": "finds one of the new class"}  # fmt: skip
+SHOWN = {"success": "says the new class", "kept": "still the old one", "own_caption": "nearest caption its own",
+         "new_caption": "one of the new class"}  # fmt: skip
 SAID = {"success": "success", "kept": "kept", "corrupted": "corrupted"}
 
 
@@ -162,10 +162,10 @@ def page(frames: dict[int, pd.DataFrame], typical: dict[int, float]) -> str:
     return "\n".join([
         f"Up to {N_STEERED} of {N_TEST:,} held-out pictures of classes with a name of their own: the features of the "
         "picture's class to 0, those of another class to the strength, and zero-shot and retrieval again. The control "
-        "sets as many random features of like activation. Captions are those of all these pictures, found by the "
-        "steered one; R@1 is of the *other* pictures' captions, with this one steered. Median activation of a "
-        "picture's own features where active: " + ", ".join(f"{value:.2f} with {k}" for k, value in typical.items())
-        + ".", "",
+        "sets as many random features of like activation. *Nearest caption*: of those of all these pictures, the one "
+        "that is nearest to the steered one; a caption that is equal to its own is its own. R@1 is of the *other* "
+        "pictures' captions, with this one steered. Median activation of a picture's own features where active: "
+        + ", ".join(f"{value:.2f} with {k}" for k, value in typical.items()) + ".", "",
         table(["features", "strength", "", *SHOWN.values(), "R@1 of other pictures"],
               rows_of(frames, SHOWN, number="retrieval")),
         "", "By the rows, and their 95% intervals:", "", *findings(frames, typical),
