@@ -78,6 +78,11 @@ def at(frames: dict[int, pd.DataFrame], k: int, strength: float, arm: str, name:
     return measured(frame[(frame.strength == strength) & (frame.arm == arm)].iloc[0], name)
 
 
+def count(k: int) -> str:
+    """So many features."""
+    return f"{k} feature{'s' if k > 1 else ''}"
+
+
 def findings(frames: dict[int, pd.DataFrame], typical: dict[int, float]) -> list[str]:
     """Whether the setting that the paper recommends steers, and which do; decided by the rows."""
     k, strength = RECOMMENDED
@@ -93,10 +98,10 @@ def findings(frames: dict[int, pd.DataFrame], typical: dict[int, float]) -> list
         steer += [(k, min(strong))] if strong else []
     if not steer:
         return [*found, f"- No setting of the table steers more than {STEERS:.0%} of the pictures."]
-    return [*found, f"- What does, by the number of features: the least strength that steers more than {STEERS:.0%} is "
-            + ", ".join(f"{strength:g} with {k} ({at(frames, k, strength, 'concept', 'success').percent})"
+    return [*found, f"- What does: the least strength that steers more than {STEERS:.0%} is "
+            + ", ".join(f"{strength:g} with {count(k)} ({at(frames, k, strength, 'concept', 'success').percent})"
                         for k, strength in steer)
-            + "".join(f"; none of the table with {k}" for k in frames if k not in dict(steer)) + "."]  # fmt: skip
+            + "".join(f"; none of the table with {count(k)}" for k in frames if k not in dict(steer)) + "."]  # fmt: skip
 
 
 def caption_findings(found: dict[int, CaptionSteering], frames: dict[int, pd.DataFrame]) -> list[str]:
@@ -113,13 +118,13 @@ def caption_findings(found: dict[int, CaptionSteering], frames: dict[int, pd.Dat
                 broken.append((k_now, now))
                 above.append(over(concept - control).above())
                 shares = [f"{100 * float(values.mean()):.0f}%" for values in (concept, control)]
-                said.append(f"{' and '.join(shares)} with {k_now} at {now:g}")
+                said.append(f"{' and '.join(shares)} with {count(k_now)} at {now:g}")
     more, less, same = counted(above)
     verdict = OPEN if not broken else HOLDS if not more else FAILS if more == len(broken) else "holds in some of them"
     return [
         f"- *Two features at strength {strength:g} change the subject* (of more than {STEERS:.0%} of the captions): "
         f"{success.above(STEERS)}. Success {success.percent}, corrupted {corrupted.percent}.",
-        f"- The greatest success, with features {best[0]} and strength {best[1]:g}: "
+        f"- The greatest success, with {count(best[0])} at {best[1]:g}: "
         + ", ".join(f"{arm} {at(frames, *best, arm, 'success').percent} and "
                     f"{at(frames, *best, arm, 'corrupted').percent} corrupted" for arm in ("concept", "control")) + ".",
         f"- *Captions break by the strength, not by the concept* (where steering corrupts more captions than are as "

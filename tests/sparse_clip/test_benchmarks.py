@@ -408,8 +408,8 @@ def test_steering_says_whether_the_paper_s_setting_steers_and_which_do() -> None
     frames = {1: frame(0.2), 2: frame(0.1), 4: frame(0.9), 8: frame(0.51)}
     first, second = sparse_steering.findings(frames, dict.fromkeys(frames, 1.9))
     assert FAILS in first
-    assert "2 with 4 (90% (88 to 92))" in second
-    assert all(f"none of the table with {k}" in second for k in (1, 2, 8))  # 51% less its interval is below half
+    assert "2 with 4 features (90% (88 to 92))" in second
+    assert all(f"none of the table with {k} feature" in second for k in (1, 2, 8))  # 51%: half is inside
     frames[2] = frame(0.6)
     assert HOLDS in sparse_steering.findings(frames, dict.fromkeys(frames, 1.9))[0]
     assert "No setting" in sparse_steering.findings({2: frame(0.1)}, {2: 1.9})[1]
