@@ -1,4 +1,4 @@
-"""What the tables of Sparse CLIP share: pairs of the planted world, held-out pictures with their truth, and scores."""
+"""What the tables of Sparse CLIP share: pairs of the planted world, held-out pictures with their truth, and heads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from clip_lens_ext.planted import PlantedWorld, normalise
 from clip_lens_ext.planted.backgrounds import BACKGROUNDS
 from clip_lens_ext.planted.roles import CATEGORIES
 from clip_lens_ext.planted.sprites import COLOURS
-from clip_lens_ext.sparse_clip import EmbeddedPairs, code_measures, embed_pairs
-from clip_lens_ext.spectrum.measures import best_rank
+from clip_lens_ext.sparse_clip import EmbeddedPairs, embed_pairs
 
-N_TRAIN, N_TEST, N_TOP = 6000, 1500, 20
+N_TRAIN, N_TEST = 6000, 1500
 TEMPLATE = "a photo of a {}"
 # Words that the truth of a picture says nothing of: grammar, sizes and colours.
 _GRAMMAR = ("a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign", "small", "large")
@@ -51,7 +50,9 @@ class Setup:
     """Words that a feature may be named by and the truth can judge."""
     word_vectors: Tensor
     there: Tensor
-    """Whether what a word names is on a picture, bool `[n word]`."""
+    """Whether the thing that a word names is on a picture, bool `[n word]`; see `is_there`."""
+    drawn: Tensor
+    """Whether the word itself is drawn on a picture, bool `[n word]`."""
 
     @property
     def caption_of(self) -> Tensor:
@@ -80,21 +81,35 @@ def setup(runs: Path) -> Setup:
     own = F.one_hot(place, len(distinct)).bool()
     words = [word for word in world.vocabulary if word not in NOT_JUDGED]
     there = torch.tensor([[is_there(world, batch, i, word) for word in words] for i in range(len(batch))])
+    letters = torch.tensor([[word in (written or "").split() for word in words] for written in batch.words])
     return Setup(
         world, dense, pairs, batch, images, labels, names, dense.embed_texts([TEMPLATE.format(n) for n in names]),
-        dense.embed_texts(distinct), own, words, dense.embed_texts(words), there,
+        dense.embed_texts(distinct), own, words, dense.embed_texts(words), there, letters,
     )  # fmt: skip
 
 
+def objects_of(world: PlantedWorld, word: str) -> set[str]:
+    """The objects that a word names: as a name, or as a part of one.
+
+    A compound's part that alone names another object names that one and not the compound's: there is no glass on a
+    picture of a glass moth.
+    """
+    elsewhere = {(compound.phrase, compound.part_word) for compound in world.key.compounds}
+    return {entry.object for entry in world.classes
+            if word in entry.name.split() and (entry.name, word) not in elsewhere}  # fmt: skip
+
+
 def is_there(world: PlantedWorld, batch: Any, picture: int, word: str) -> bool:
-    """Whether a held-out picture has what a word names: background, object by name or category, or the drawn word."""
+    """Whether a held-out picture shows what a word names: the background, or an object by its category or name.
+
+    A drawn word is letters and no object: `Setup.drawn` has those.
+    """
     if word in BACKGROUNDS:
         return bool(batch.backgrounds[picture] == word)
-    entries = [entry for entry in world.classes if entry.object in batch.objects[picture]]
+    shown = set(batch.objects[picture])
     if word in CATEGORIES:
-        return any(entry.category == word for entry in entries)
-    drawn = (batch.words[picture] or "").split()
-    return word in drawn or any(word in entry.name.split() for entry in entries)
+        return any(entry.category == word for entry in world.classes if entry.object in shown)
+    return not shown.isdisjoint(objects_of(world, word))
 
 
 @dataclass(frozen=True)
@@ -113,55 +128,6 @@ def codes_of(clip: cle.HookedCLIP, data: Setup) -> Codes:
     native: Any = clip.native
     texts = (native.text_head(part) for part in (data.prompts, data.captions, data.word_vectors))
     return Codes(native.image_head(data.images), *texts)
-
-
-def accuracy(images: Tensor, prompts: Tensor, labels: Tensor) -> float:
-    """Zero-shot top-1, by cosine; what is equally near counts as nearer."""
-    cosine = F.normalize(images.double(), dim=-1) @ F.normalize(prompts.double(), dim=-1).T
-    return float((best_rank(cosine, F.one_hot(labels, len(prompts)).bool()) == 1).double().mean())
-
-
-def retrieval(images: Tensor, captions: Tensor, own: Tensor) -> tuple[float, float]:
-    """Image to text and text to image R@1."""
-    cosine = F.normalize(images.double(), dim=-1) @ F.normalize(captions.double(), dim=-1).T
-    to_text, to_image = (best_rank(c, o) == 1 for c, o in ((cosine, own), (cosine.T, own.T)))
-    return float(to_text.double().mean()), float(to_image.double().mean())
-
-
-def named_truth(codes: Codes, data: Setup) -> tuple[float, float, int]:
-    """How often what a feature is named by is on its top pictures; how often by chance; and features that count.
-
-    The name is the word of the greatest code; features with fewer than five active pictures or no word do not count.
-    """
-    found, chance = [], []
-    best = codes.words.max(dim=0)
-    for feature in range(codes.images.shape[1]):
-        activation = codes.images[:, feature]
-        n = min(N_TOP, int((activation > 0).sum()))
-        if n < 5 or best.values[feature] <= 0:
-            continue
-        word = int(best.indices[feature])
-        top = activation.topk(n).indices
-        found.append(float(data.there[top, word].double().mean()))
-        chance.append(float(data.there[:, word].double().mean()))
-    n_counted = len(found)
-    return (sum(found) / n_counted, sum(chance) / n_counted, n_counted) if n_counted else (float("nan"), float("nan"), 0)
-
-
-def row_of(codes: Codes, data: Setup, *, sparse: bool = True) -> dict[str, float]:
-    """All measures of one code."""
-    to_text, to_image = retrieval(codes.images, codes.captions, data.own)
-    found = {"zero-shot": accuracy(codes.images, codes.prompts, data.labels), "i2t": to_text, "t2i": to_image}
-    if not sparse:
-        return found
-    measures = code_measures(codes.images.clamp(min=0), codes.captions[data.caption_of].clamp(min=0), data.images)
-    truth, chance, n = named_truth(codes, data)
-    return found | {
-        "L0 image": measures.l0_image, "L0 text": measures.l0_text, "active": measures.active_share,
-        "clarity": measures.mean_clarity, "clarity baseline": measures.clarity_baseline,
-        "bimodal": measures.bimodal_share, "bimodal chance": measures.bimodal_share_by_chance,
-        "truth": truth, "truth chance": chance, "named": n,
-    }  # fmt: skip
 
 
 def train(data: Setup, *, width: int = WIDTH, cap: float = CAP, seed: int = 0, **settings: Any) -> Any:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.sparse_setup import CAP, N_TRAIN, TRAINING, codes_of, row_of, setup, train
+from benchmarks.sparse_scores import numbers, row_of
+from benchmarks.sparse_setup import CAP, N_TRAIN, TRAINING, codes_of, setup, train
 from clip_lens_ext.planted.load import SPARSE, WEIGHTS
 from clip_lens_ext.planted.store import write_manifest
 from clip_lens_ext.sparse_clip import load_sparse_clip, save_sparse_clip
@@ -30,7 +31,7 @@ def main() -> None:
     half = {name: value.to(torch.float16) for name, value in load_file(file).items()}
     save_file(half, file)
     stored = load_sparse_clip(folder, data.dense)
-    figures = row_of(codes_of(stored, data), data)
+    figures = numbers(row_of(codes_of(stored, data), data))
     save_sparse_clip(stored, folder, towers=False, training={**about, "figures": figures})
     save_file(half, file)
     write_manifest(WEIGHTS)
