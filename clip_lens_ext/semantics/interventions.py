@@ -51,16 +51,22 @@ class Intervention:
     controls: Mapping[str, Edited] = field(default_factory=dict)
 
     def pictures(self, edit: Edited) -> Tensor:
-        """The pictures after an edit.
+        """The pictures after an edit; a function gets a copy, and may work in place.
 
         Raises:
-            InputError: they have another shape than the ones before.
+            InputError: they have another shape or dtype than the ones before.
         """
-        edited = edit if isinstance(edit, Tensor) else edit(self.before)
+        edited = edit if isinstance(edit, Tensor) else edit(self.before.clone())
         if edited.shape != self.before.shape:
             raise InputError(
                 f"the intervention {self.name!r} makes {list(edited.shape)} of {list(self.before.shape)}: the same "
                 "pictures are needed, one by one"
+            )
+        # Bytes beside normalised floats run through the tower as well, and give changes that look like any other.
+        if edited.dtype != self.before.dtype:
+            raise InputError(
+                f"the intervention {self.name!r} makes {edited.dtype} of {self.before.dtype}: pictures after an edit "
+                "are as the tower takes them, like those before"
             )
         return edited
 
@@ -213,6 +219,9 @@ def _check(edits: list[Intervention], batch_size: int) -> None:
             raise InputError(
                 f"a control of {edit.name!r} is called {UNTOUCHED!r}, which names the pictures as they were"
             )
+        for given in (edit.after, *edit.controls.values()):
+            if isinstance(given, Tensor):  # what is there already is looked at before anything is computed
+                edit.pictures(given)
 
 
 def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
