@@ -40,6 +40,7 @@ def switch_off(
     *,
     n_controls: int = 5,
     n_nearest: int = 4,
+    spared: Sequence[int] | Tensor = (),
     hook_name: str | None = None,
     token_scope: TokenScope | None = None,
     seed: int = 0,
@@ -50,8 +51,9 @@ def switch_off(
     """Predict with latents set to zero at every token of the SAE, the error term kept.
 
     `x' = x - sum_{j in set} z_j D_j`, and the rest of the tower runs on `x'`. A control takes away, in each sample, one
-    random active latent of no set for each of the set's that is active there: one of the `n_nearest` whose worth, the
-    sum over tokens of activation times norm of the decoder row, is nearest to that latent's.
+    random active latent outside of the set for each of the set's that is active there: one of the `n_nearest` whose
+    worth, the sum over tokens of activation times norm of the decoder row, is nearest to that latent's. A set's numbers
+    and controls are the same whatever other sets there are.
 
     Args:
         clip: the model.
@@ -61,6 +63,7 @@ def switch_off(
         latents: one set of latents, or several by name, which share the run up to the SAE's hook.
         n_controls: random sets for each set; 0: none.
         n_nearest: of how many latents nearest in worth a control takes one at random.
+        spared: latents that no control takes away, such as those of a greater set that this one is the first part of.
         hook_name, token_scope: instead of the SAE's own.
         seed: of the controls; a sample's depend on its position in the data, not on batches or other samples.
         preprocess: instead of the model's own.
@@ -90,6 +93,9 @@ def switch_off(
     if n_controls < 0 or n_nearest < 1:
         raise InputError(f"n_controls is 0 or more, n_nearest 1 or more, got {n_controls} and {n_nearest}")
     check_reconstructs(sae)
+    kept = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
+    if len(spared):
+        kept[_sets({"spared": spared}, sae.cfg.d_sae)["spared"]] = True
     read, labels = _reader(clip, prompts)
     tower = clip.vision
     name = sae_hook_name(tower, sae, hook_name)
@@ -97,7 +103,6 @@ def switch_off(
     batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size)
     masks = {label: torch.zeros(sae.cfg.d_sae, dtype=torch.bool).index_fill(0, members, True)
              for label, members in sets.items()}  # fmt: skip
-    chosen = torch.stack(list(masks.values())).any(dim=0)
     parts: list[_Part] = []
     names: list[str] = []
     indexes: list[int] = []
@@ -113,13 +118,13 @@ def switch_off(
                 n_off.append(off.sum(dim=1))
                 activation.append((worth * off).sum(dim=1))
                 # Drawn by the sample's own place: other batches and other sets leave a control as it is.
-                draws = [torch.stack([matched(worth[row], off[row], chosen, n_nearest=n_nearest,
+                draws = [torch.stack([matched(worth[row], off[row], mask | kept, n_nearest=n_nearest,
                                               rng=random.Random(f"{seed} {index} {label} {draw}"))
                                       for row, index in enumerate(batch.indexes)])
                          for draw in range(n_controls)]  # fmt: skip
                 control.append([read(at.without(draw)) for draw in draws])
                 replaced.append([(worth * draw).sum(dim=1) for draw in draws])
-            before = read(at.without(torch.zeros_like(chosen).expand_as(worth)))
+            before = read(at.without(torch.zeros_like(worth, dtype=torch.bool)))
             parts.append(_Part(before, torch.stack(after), _stacked(control, before), torch.stack(n_off),
                                torch.stack(activation), _stacked(replaced, worth[:, 0])))  # fmt: skip
             names += batch.names
@@ -134,6 +139,7 @@ def switch_off(
         names=tuple(names), indexes=torch.tensor(indexes), **whole._asdict(), hook_name=name, token_scope=str(scope),
         seed=seed, skipped=tuple(batches.skipped),
         provenance={"model": clip.model_name, "sae_sha256": sae.cfg.metadata.sha256, "n_nearest": n_nearest,
+                    "spared": kept.nonzero().flatten().tolist(),
                     "data_fingerprint": batches.fingerprint, "versions": versions()},
     )  # fmt: skip
 
@@ -231,7 +237,7 @@ def _reader(
     return lambda embedding: cosines(embedding, vectors).double().cpu(), labels
 
 
-def _sets(latents: Sequence[int] | Tensor | Mapping[str, Sequence[int]], d_sae: int) -> dict[str, Tensor]:
+def _sets(latents: Sequence[int] | Tensor | Mapping[str, Sequence[int] | Tensor], d_sae: int) -> dict[str, Tensor]:
     named = latents if isinstance(latents, Mapping) else {"latents": latents}
     found = {}
     for name, members in named.items():
