@@ -176,7 +176,11 @@ def switched_off(one: Study, sae: SAE, folder: Path, word: str, sets: dict[str, 
     path = folder / f"off_{word}.safetensors"
     if not path.exists() or cle.SwitchedOff.load(path).latents != sets:
         pixels = one.drawn(word, one.held_out)
-        cle.switch_off(one.clip, pixels, sae, one.things, sets, n_controls=N_CONTROLS, batch_size=8).save(path)
+        # The first flagged latents are compared with latents that are not flagged.
+        flagged = sorted({latent for members in sets.values() for latent in members})
+        cle.switch_off(
+            one.clip, pixels, sae, one.things, sets, n_controls=N_CONTROLS, spared=flagged, batch_size=8
+        ).save(path)
     return cle.SwitchedOff.load(path)
 
 

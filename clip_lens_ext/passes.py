@@ -120,6 +120,7 @@ def run_pass(
     checkpoint_every: int = 50,
     settings: Mapping[str, Any] | None = None,
     description: str = "samples",
+    unit: str = "image",
     progress: bool = True,
 ) -> PassReport:
     """Go over all batches once: `accumulator.update(step(batch))` for each.
@@ -133,6 +134,7 @@ def run_pass(
         checkpoint_every: batches between two writes. An interrupt or an error writes too.
         settings: JSON values by which two passes are the same pass: model, SAE, method, ...
         description: what the bar says.
+        unit: what one sample is called there.
         progress: draw a bar.
 
     Returns:
@@ -165,7 +167,7 @@ def run_pass(
     n_batches = n_samples = 0
     chain, whole = "", True
     try:
-        with tqdm(total=batches.n_samples, desc=description, unit="image", disable=not progress) as bar:
+        with tqdm(total=batches.n_samples, desc=description, unit=unit, disable=not progress) as bar:
             for batch in batches:
                 n_batches += 1
                 n_samples += len(batch.names)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clip_lens_ext.data import Preprocess, image_batches
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.semantics.reference_embeddings import check_name
 from clip_lens_ext.semantics.references import References
 from clip_lens_ext.towers.tower import HookedTower
 
@@ -108,11 +109,13 @@ def _span(at: int, n: int, size: int, context: int) -> tuple[int, int]:
 
 def _pictures(references: References, sample: Tensor, images: Any, preprocess: Preprocess | None) -> list[Tensor]:
     indexes = references.indexes[sample].tolist()
+    name_of = dict(zip(indexes, (references.names[i] for i in sample.tolist()), strict=True))
     by_index: dict[int, Tensor] = {}
     for batch in image_batches(images, preprocess=preprocess).select(indexes):
+        for index, name in zip(batch.indexes, batch.names, strict=True):
+            check_name(name_of[index], name)
         by_index |= dict(zip(batch.indexes, batch.pixels, strict=True))
     missing = [index for index in indexes if index not in by_index]
     if missing:
-        name = references.names[int(sample[indexes.index(missing[0])])]
-        raise InputError(f"the reference {name!r} cannot be read any more")
+        raise InputError(f"the reference {name_of[missing[0]]!r} cannot be read any more")
     return [by_index[index] for index in indexes]

@@ -7,24 +7,34 @@ against a control, "before" is the control's picture: what is left is what the e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from clip_lens_ext.errors import InputError
-from clip_lens_ext.provenance import fingerprint, versions
+from clip_lens_ext.passes import run_pass
+from clip_lens_ext.provenance import fingerprint, tensors_sha256, versions
 from clip_lens_ext.saes.codes import codes_of
+from clip_lens_ext.saes.identity import sae_sha256
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.intervention_effects import UNTOUCHED, InterventionEffects
+from clip_lens_ext.semantics.interventions_pass import (
+    EditBatch,
+    EditBatches,
+    EffectAccumulator,
+    EffectRows,
+    known_by,
+)
 from clip_lens_ext.semantics.prompts import Target, embedded_prompts
 from clip_lens_ext.semantics.through_latents import Through, cosines, tail, through_latents
 from clip_lens_ext.semantics.word_match import holds
 from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 
 Edited = Tensor | Callable[[Tensor], Tensor]
@@ -52,16 +62,22 @@ class Intervention:
     controls: Mapping[str, Edited] = field(default_factory=dict)
 
     def pictures(self, edit: Edited) -> Tensor:
-        """The pictures after an edit.
+        """The pictures after an edit; a function gets a copy, and may work in place.
 
         Raises:
-            InputError: they have another shape than the ones before.
+            InputError: they have another shape or dtype than the ones before.
         """
-        edited = edit if isinstance(edit, Tensor) else edit(self.before)
+        edited = edit if isinstance(edit, Tensor) else edit(self.before.clone())
         if edited.shape != self.before.shape:
             raise InputError(
                 f"the intervention {self.name!r} makes {list(edited.shape)} of {list(self.before.shape)}: the same "
                 "pictures are needed, one by one"
+            )
+        # Bytes beside normalised floats run through the tower as well, and give changes that look like any other.
+        if edited.dtype != self.before.dtype:
+            raise InputError(
+                f"the intervention {self.name!r} makes {edited.dtype} of {self.before.dtype}: pictures after an edit "
+                "are as the tower takes them, like those before"
             )
         return edited
 
@@ -87,6 +103,8 @@ def measure_interventions(
     hook_name: str | None = None,
     token_scope: TokenScope | None = None,
     batch_size: int = 32,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
     progress: bool = True,
 ) -> InterventionEffects:
     """Latents and predictions before and after each edit, with the paired difference and its standard error.
@@ -107,6 +125,9 @@ def measure_interventions(
         n_latents: how many latents for each of them.
         hook_name, token_scope: instead of the SAE's own.
         batch_size: pictures in a batch.
+        checkpoint: a file; measurements that were interrupted go on after the last edit in it, and give what
+            uninterrupted ones give. Edits are known by their names and pictures: what a function does is not looked at.
+        checkpoint_every: edits between two writes.
         progress: draw a bar.
 
     Returns:
@@ -115,7 +136,8 @@ def measure_interventions(
 
     Raises:
         HookNameError: the tower has no such hook.
-        InputError: nothing to measure, a name twice, fewer than two pairs, or pictures that do not fit.
+        InputError: nothing to measure, a name twice, fewer than two pairs, pictures that do not fit, or a checkpoint of
+            other measurements.
 
     Numerics:
         Differences of pairs in float64; predictions in float32 where the model is of half precision. A batch's dense
@@ -158,41 +180,36 @@ def measure_interventions(
             known[id(x)] = seen(x)
         return known[id(x)]
 
-    rows: list[tuple[str, str, str, str]] = []
-    pairs: list[tuple[_Seen, _Seen]] = []
-    found: list[Through] = []
-    with tqdm(total=len(edits), desc="interventions", unit="edit", disable=not progress) as bar:
-        for edit in edits:
-            before, old = seen_once(edit.before)
-            after, new = seen(edit.pictures(edit.after))
-            chosen = _chosen(edit, texts, before.prediction, after.prediction, n_prompts)
-            found += through_latents(
-                tower, sae, old, new, vectors[chosen], hook_name=name, token_scope=scope,
-                n_latents=n_latents, batch_size=batch_size, row=len(rows), prompts=chosen,
-            )  # fmt: skip
-            rows.append((edit.name, edit.kind, edit.subject, UNTOUCHED))
-            pairs.append((before, after))
-            for label, control in edit.controls.items():
-                rows.append((edit.name, edit.kind, edit.subject, label))
-                pairs.append((seen(edit.pictures(control))[0], after))
-            bar.update()
-    names, kinds, subjects, against = zip(*rows, strict=True)
-    parts = {
-        what: [_paired(getattr(first, what), getattr(second, what)) for first, second in pairs]
-        for what in ("latent", "prediction")
-    }
-    numbers = {f"{what}_{label}": torch.stack([part[place] for part in found_parts])
-               for what, found_parts in parts.items()
-               for place, label in enumerate(("before", "after", "change", "error"))}  # fmt: skip
+    def step(batch: EditBatch) -> EffectRows:
+        edit = batch.edit
+        before, old = seen_once(edit.before)
+        after, new = seen(edit.pictures(edit.after))
+        chosen = _chosen(edit, texts, before.prediction, after.prediction, n_prompts)
+        through = through_latents(
+            tower, sae, old, new, vectors[chosen], hook_name=name, token_scope=scope,
+            n_latents=n_latents, batch_size=batch_size, row=0, prompts=chosen,
+        )  # fmt: skip
+        pairs = {UNTOUCHED: (before, after)}
+        for label, control in edit.controls.items():
+            pairs[label] = seen(edit.pictures(control))[0], after
+        return _rows(edit, pairs, through)
+
+    settings: dict[str, Any] = {}
+    if checkpoint is not None:
+        settings = {
+            "what": "measure_interventions", "model_sha256": tower_sha256(tower), "sae_sha256": sae_sha256(sae),
+            "hook_name": name, "token_scope": scope, "prompts": texts, "n_prompts": n_prompts, "n_latents": n_latents,
+            "vectors": tensors_sha256({"vectors": vectors}), "batch_size": batch_size, **known_by(edits),
+        }  # fmt: skip
+    found = EffectAccumulator()
+    run_pass(
+        EditBatches(edits), step, found, checkpoint=checkpoint, checkpoint_every=checkpoint_every, settings=settings,
+        description="interventions", unit="edit", progress=progress,
+    )  # fmt: skip
+    columns: dict[str, Any] = {label: tuple(column) if isinstance(column, list) else column
+                               for label, column in found.result()._asdict().items()}  # fmt: skip
     return InterventionEffects(
-        names=names, kinds=kinds, subjects=subjects, against=against, prompts=texts,
-        n_pairs=torch.tensor([len(first.latent) for first, _ in pairs]), **numbers,
-        through_row=torch.tensor([one.row for one in found], dtype=torch.int64),
-        through_prompt=torch.tensor([one.prompt for one in found], dtype=torch.int64),
-        through_latent=torch.tensor([one.latent for one in found], dtype=torch.int64),
-        through_change=torch.tensor([one.change for one in found], dtype=torch.float64),
-        through_error=torch.tensor([one.error for one in found], dtype=torch.float64),
-        hook_name=name, token_scope=str(scope),
+        **columns, prompts=texts, hook_name=name, token_scope=str(scope),
         provenance={"model": tower.cfg.model_name, "sae_sha256": sae.cfg.metadata.sha256,
                     "pictures": [fingerprint(edit.before) for edit in edits], "versions": versions()},
     )  # fmt: skip
@@ -214,6 +231,28 @@ def _check(edits: list[Intervention], batch_size: int) -> None:
             raise InputError(
                 f"a control of {edit.name!r} is called {UNTOUCHED!r}, which names the pictures as they were"
             )
+        for given in (edit.after, *edit.controls.values()):
+            if isinstance(given, Tensor):  # what is there already is looked at before anything is computed
+                edit.pictures(given)
+
+
+def _rows(edit: Intervention, pairs: Mapping[str, tuple[_Seen, _Seen]], through: list[Through]) -> EffectRows:
+    """The edit against the untouched pictures, and against each control; of entries, all are of the first row."""
+    numbers: dict[str, Tensor] = {}
+    for what in ("latent", "prediction"):
+        parts = [_paired(getattr(first, what), getattr(second, what)) for first, second in pairs.values()]
+        for label, column in zip(("before", "after", "change", "error"), zip(*parts, strict=True), strict=True):
+            numbers[f"{what}_{label}"] = torch.stack(column)
+    n = len(pairs)
+    return EffectRows(
+        names=[edit.name] * n, kinds=[edit.kind] * n, subjects=[edit.subject] * n, against=list(pairs),
+        n_pairs=torch.tensor([len(edit.before)] * n), **numbers,
+        through_row=torch.tensor([one.row for one in through], dtype=torch.int64),
+        through_prompt=torch.tensor([one.prompt for one in through], dtype=torch.int64),
+        through_latent=torch.tensor([one.latent for one in through], dtype=torch.int64),
+        through_change=torch.tensor([one.change for one in through], dtype=torch.float64),
+        through_error=torch.tensor([one.error for one in through], dtype=torch.float64),
+    )  # fmt: skip
 
 
 def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clip_lens_ext.data import ImageBatch, ImageBatches
+from clip_lens_ext.errors import InputError
 from clip_lens_ext.passes import PassReport, run_pass
 from clip_lens_ext.provenance import tensors_sha256
 from clip_lens_ext.saes.codes import codes_of
@@ -104,7 +105,15 @@ class PictureReader:
         return found.result(), report
 
     def latents(self, batches: ImageBatches, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """Greatest activations `[row d_sae]` of the pictures in `sample`, and the row of each sample."""
+        """Greatest activations `[row d_sae]` of the pictures in `sample`, and the row of each sample.
+
+        Args:
+            batches: those pictures alone, each once, in their order.
+            sample: their numbers among the pictures of the pass, in any shape.
+
+        Raises:
+            InputError: one of them cannot be read any more.
+        """
         wanted = sample.unique()
         found = []
         with tqdm(total=len(wanted), desc="latents of the prompts' pictures", unit="image",
@@ -114,6 +123,12 @@ class PictureReader:
                 codes = codes_of(self.sae, activation, positions, hook_name=self.hook_name)
                 found.append(codes.dense().amax(dim=1).clamp(min=0).double().cpu())
                 bar.update(len(batch.names))
+        if batches.skipped:  # rows would be those of other pictures
+            shown = "; ".join(f"{skip.name}: {skip.reason}" for skip in batches.skipped[:3])
+            raise InputError(
+                f"{len(batches.skipped)} of the {len(wanted)} pictures of the prompts could be read in the first pass "
+                f"and cannot be read any more ({shown}): the data changed; mend them or take them out, and start again"
+            )
         row_of = torch.full((int(wanted.max()) + 1,), -1)
         row_of[wanted] = torch.arange(len(wanted))
         return torch.cat(found), row_of

@@ -78,8 +78,8 @@ def find_picture_senses(
 
     Raises:
         HookNameError: the tower has no such hook.
-        InputError: fewer than four names, one twice, a template without its place, fewer pictures than `n`, or a
-            checkpoint of another pass.
+        InputError: fewer than four names, one twice, a template without its place, fewer pictures than `n`, data that
+            cannot be read by position or that change meanwhile, or a checkpoint of another pass.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -102,6 +102,7 @@ def find_picture_senses(
     name = sae_hook_name(tower, sae, hook_name)
     scope = token_scope or sae.cfg.metadata.token_scope
     batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size)
+    batches.select([])  # the second pass reads single pictures: data in one order alone are refused before the first
     reader = PictureReader(clip, sae, name, scope, vectors, progress)
     (features, cosine, indexes), report = reader.all_pictures(batches, checkpoint, checkpoint_every)
     if len(features) < n:

@@ -190,7 +190,7 @@ def embed_references(
         chosen = [place for place, index in enumerate(batch.indexes) if index in number_of]
         rows = [number_of[batch.indexes[place]] for place in chosen]
         for place, row in zip(chosen, rows, strict=True):
-            _check_name(references.names[int(sample[row])], batch.names[place])
+            check_name(references.names[int(sample[row])], batch.names[place])
         tower = "vision" if batch.pixels.is_floating_point() else "text"
         vectors = _embed(judge, batch.pixels[chosen], references) if chosen else torch.zeros(0, 0)
         return EmbeddedBatch(torch.tensor(rows, dtype=torch.int64), vectors, tower)
@@ -246,8 +246,16 @@ def _embed(judge: HookedCLIP, pixels: Tensor, references: References) -> Tensor:
     return found if found.dtype == torch.float64 else found.float()
 
 
-def _check_name(collected: str, given: str) -> None:
-    """Names that are positions say nothing, and folders may be named from another place; file names must agree."""
+def check_name(collected: str, given: str) -> None:
+    """Names that are positions say nothing, and folders may be named from another place; file names must agree.
+
+    Args:
+        collected: the name of a sample in `References`.
+        given: of the one at its position in the images that were passed in.
+
+    Raises:
+        InputError: they are files of other names.
+    """
     if collected.isdigit() or given.isdigit():
         return
     if PurePath(collected).name != PurePath(given).name:

@@ -19,6 +19,10 @@ from clip_lens_ext.semantics.latent_scores import LatentScores, undefined
 from clip_lens_ext.semantics.monosemanticity import LEAST_SHARE, ONE_SAMPLE
 from clip_lens_ext.semantics.peaks import peaks
 
+_CONSTANT = "its activation is the same on all images"
+# Some steps of float32. Weights come by subtraction at the end: of a lesser share of spread, rounding would be left.
+_LEAST_SPREAD = 1e-6
+
 
 class _Active(NamedTuple):
     sample: Tensor
@@ -187,6 +191,10 @@ class StreamingMonosemanticity:
         d_sae: number of latents.
         d_embed: length of an embedding.
 
+    Numerics:
+        Sums in float64. Where activations spread over a share `s` of their greatest size, the error is of order
+        `1e-16 / s^2`: a spread of a millionth or less counts as none.
+
     Example:
         >>> score = StreamingMonosemanticity(d_sae=1, d_embed=2)
         >>> score.update(torch.tensor([[4.0], [4.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
@@ -198,12 +206,15 @@ class StreamingMonosemanticity:
         Pach et al., arXiv 2504.02821.
     """
 
+    _TENSORS = ("all", "weight", "square", "count", "least", "most")
+
     def __init__(self, d_sae: int, d_embed: int) -> None:
         self._sums = _VectorSums(d_sae, d_embed)
         self._all = torch.zeros(d_embed, dtype=torch.float64)
         self._weight, self._square = (torch.zeros(d_sae, dtype=torch.float64) for _ in range(2))
         self._count = torch.zeros(d_sae, dtype=torch.int64)
         self._least = torch.full((d_sae,), torch.inf, dtype=torch.float64)
+        self._most = torch.full((d_sae,), -torch.inf, dtype=torch.float64)
         self._n_samples = 0
 
     def update(self, activations: SparseCodes | Tensor, embeddings: Tensor) -> None:
@@ -216,6 +227,7 @@ class StreamingMonosemanticity:
         self._square.index_add_(0, active.latent, active.value.square())
         self._count += torch.bincount(active.latent, minlength=len(self._count))
         self._least.scatter_reduce_(0, active.latent, active.value, "amin")
+        self._most.scatter_reduce_(0, active.latent, active.value, "amax")
         self._n_samples += len(unit)
 
     def merge(self, other: StreamingMonosemanticity) -> StreamingMonosemanticity:
@@ -229,22 +241,44 @@ class StreamingMonosemanticity:
         for name in ("_all", "_weight", "_square", "_count", "_n_samples"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self._least = torch.minimum(self._least, other._least)
+        self._most = torch.maximum(self._most, other._most)
         return self
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs, for a checkpoint."""
+        own = {name: getattr(self, f"_{name}").clone() for name in self._TENSORS}
+        return {"total": self._sums.total.clone(), **own, "n_samples": self._n_samples}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Become what `state_dict` said.
+
+        Raises:
+            InputError: the state is of other sizes.
+        """
+        mine, other = list(self._sums.total.shape), list(state["total"].shape)
+        if mine != other:
+            raise InputError(f"the state is of other sizes: {other}, and these sums are {mine}")
+        self._sums.total, self._n_samples = state["total"].clone(), int(state["n_samples"])
+        for name in self._TENSORS:
+            setattr(self, f"_{name}", state[name].clone())
+
     def result(self) -> LatentScores:
-        """The score of every latent; NaN where fewer than two images have weight."""
+        """The score of every latent; NaN where fewer than two images have weight, or all have the same activation."""
         n = self._n_samples
-        least = torch.where(self._count < n, self._least.clamp(max=0), self._least)
-        least = torch.where(least.isfinite(), least, 0)
+        absent = self._count < n  # on some image the activation is 0
+        least = torch.where(absent, self._least.clamp(max=0), self._least)
+        most = torch.where(absent, self._most.clamp(min=0), self._most)
+        silent = self._count == 0
+        least, most = least.masked_fill(silent, 0), most.masked_fill(silent, 0)
+        constant = most - least <= _LEAST_SPREAD * torch.maximum(least.abs(), most.abs())
         vector = self._sums.total - least[:, None] * self._all
         total = (self._weight - least * n).square()
         square = self._square - 2 * least * self._weight + least.square() * n
         among = total - square
         alone = ~(among > LEAST_SHARE * total)
         value = (vector.square().sum(dim=1) - square) / among
-        silent = self._count == 0
         return LatentScores(
-            "monosemanticity", value.masked_fill(alone, torch.nan), torch.full_like(self._count, n), (-1.0, 1.0),
-            undefined({"no image activates it": silent, ONE_SAMPLE: alone}),
+            "monosemanticity", value.masked_fill(constant | alone, torch.nan), torch.full_like(self._count, n),
+            (-1.0, 1.0), undefined({"no image activates it": silent, _CONSTANT: constant, ONE_SAMPLE: alone}),
             {"weights": "activations of all images"},
         )  # fmt: skip

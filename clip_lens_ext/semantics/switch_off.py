@@ -6,6 +6,7 @@ that are worth as much. The rest of the activation stays, the SAE's error with i
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,18 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from sae_lens import SAE
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from clip_lens_ext.data import Preprocess, image_batches
+from clip_lens_ext.data import ImageBatch, Preprocess, image_batches
 from clip_lens_ext.errors import InputError
-from clip_lens_ext.provenance import versions
+from clip_lens_ext.passes import run_pass
+from clip_lens_ext.provenance import tensors_sha256, versions
 from clip_lens_ext.saes.codes import SparseCodes, codes_of
 from clip_lens_ext.saes.decoder import check_decoder, check_reconstructs, decoder_rows, output_scale
+from clip_lens_ext.saes.identity import sae_sha256
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.prompts import Target, embedded_prompts
+from clip_lens_ext.semantics.switch_off_pass import OffAccumulator, OffBatch
 from clip_lens_ext.semantics.switched_off import SwitchedOff
 from clip_lens_ext.semantics.through_latents import cosines, tail
 from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_scope
 
 _ENTRIES_AT_ONCE = 16_384  # decoder rows that are gathered at a time: 50 MB at d_model 768
@@ -40,18 +44,22 @@ def switch_off(
     *,
     n_controls: int = 5,
     n_nearest: int = 4,
+    spared: Sequence[int] | Tensor = (),
     hook_name: str | None = None,
     token_scope: TokenScope | None = None,
     seed: int = 0,
     preprocess: Preprocess | None = None,
     batch_size: int = 16,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
     progress: bool = True,
 ) -> SwitchedOff:
     """Predict with latents set to zero at every token of the SAE, the error term kept.
 
     `x' = x - sum_{j in set} z_j D_j`, and the rest of the tower runs on `x'`. A control takes away, in each sample, one
-    random active latent of no set for each of the set's that is active there: one of the `n_nearest` whose worth, the
-    sum over tokens of activation times norm of the decoder row, is nearest to that latent's.
+    random active latent outside of the set for each of the set's that is active there: one of the `n_nearest` whose
+    worth, the sum over tokens of activation times norm of the decoder row, is nearest to that latent's. A set's numbers
+    and controls are the same whatever other sets there are.
 
     Args:
         clip: the model.
@@ -61,10 +69,13 @@ def switch_off(
         latents: one set of latents, or several by name, which share the run up to the SAE's hook.
         n_controls: random sets for each set; 0: none.
         n_nearest: of how many latents nearest in worth a control takes one at random.
+        spared: latents that no control takes away, such as those of a greater set that this one is the first part of.
         hook_name, token_scope: instead of the SAE's own.
         seed: of the controls; a sample's depend on its position in the data, not on batches or other samples.
         preprocess: instead of the model's own.
         batch_size: samples in a batch.
+        checkpoint: a file; a pass that was interrupted goes on from it, and gives what an uninterrupted one gives.
+        checkpoint_every: batches between two writes.
         progress: draw a bar.
 
     Returns:
@@ -72,7 +83,8 @@ def switch_off(
 
     Raises:
         HookNameError: the tower has no such hook.
-        InputError: no latent, one that the SAE does not have, or no sample that can be read.
+        InputError: no latent, one that the SAE does not have, no sample that can be read, or a checkpoint of another
+            pass.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -90,51 +102,61 @@ def switch_off(
     if n_controls < 0 or n_nearest < 1:
         raise InputError(f"n_controls is 0 or more, n_nearest 1 or more, got {n_controls} and {n_nearest}")
     check_reconstructs(sae)
-    read, labels = _reader(clip, prompts)
+    kept = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
+    if len(spared):
+        kept[_sets({"spared": spared}, sae.cfg.d_sae)["spared"]] = True
+    reader = _reader(clip, prompts)
     tower = clip.vision
     name = sae_hook_name(tower, sae, hook_name)
     scope = token_scope or sae.cfg.metadata.token_scope
     batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size)
     masks = {label: torch.zeros(sae.cfg.d_sae, dtype=torch.bool).index_fill(0, members, True)
              for label, members in sets.items()}  # fmt: skip
-    chosen = torch.stack(list(masks.values())).any(dim=0)
-    parts: list[_Part] = []
-    names: list[str] = []
-    indexes: list[int] = []
-    with tqdm(total=batches.n_samples, desc="switching latents off", unit="image", disable=not progress) as bar:
-        for batch in batches:
-            pixels = batch.pixels.to(tower.cfg.device, tower.cfg.dtype)
-            at = _Hook(clip, sae, name, scope, tower.run_to(pixels, name))
-            worth = at.worth()
-            after, control, n_off, activation, replaced = [], [], [], [], []
-            for label, mask in masks.items():
-                off = (worth > 0) & mask
-                after.append(read(at.without(off)))
-                n_off.append(off.sum(dim=1))
-                activation.append((worth * off).sum(dim=1))
-                # Drawn by the sample's own place: other batches and other sets leave a control as it is.
-                draws = [torch.stack([matched(worth[row], off[row], chosen, n_nearest=n_nearest,
-                                              rng=random.Random(f"{seed} {index} {label} {draw}"))
-                                      for row, index in enumerate(batch.indexes)])
-                         for draw in range(n_controls)]  # fmt: skip
-                control.append([read(at.without(draw)) for draw in draws])
-                replaced.append([(worth * draw).sum(dim=1) for draw in draws])
-            before = read(at.without(torch.zeros_like(chosen).expand_as(worth)))
-            parts.append(_Part(before, torch.stack(after), _stacked(control, before), torch.stack(n_off),
-                               torch.stack(activation), _stacked(replaced, worth[:, 0])))  # fmt: skip
-            names += batch.names
-            indexes += batch.indexes
-            bar.update(len(batch.names))
-    if not parts:
-        raise InputError("no sample can be read, so there is nothing to predict")
-    columns = zip(zip(*parts, strict=True), _AXES, strict=True)
-    whole = _Part(*(torch.cat(column, dim=axis) for column, axis in columns))
+
+    def step(batch: ImageBatch) -> OffBatch:
+        pixels = batch.pixels.to(tower.cfg.device, tower.cfg.dtype)
+        at = _Hook(clip, sae, name, scope, tower.run_to(pixels, name))
+        worth = at.worth()
+        after, control, n_off, activation, replaced = [], [], [], [], []
+        for label, mask in masks.items():
+            off = (worth > 0) & mask
+            after.append(reader.read(at.without(off)))
+            n_off.append(off.sum(dim=1))
+            activation.append((worth * off).sum(dim=1))
+            # Drawn by the sample's own place: other batches and other sets leave a control as it is.
+            draws = [torch.stack([matched(worth[row], off[row], mask | kept, n_nearest=n_nearest,
+                                          rng=random.Random(f"{seed} {index} {label} {draw}"))
+                                  for row, index in enumerate(batch.indexes)])
+                     for draw in range(n_controls)]  # fmt: skip
+            control.append([reader.read(at.without(draw)) for draw in draws])
+            replaced.append([(worth * draw).sum(dim=1) for draw in draws])
+        before = reader.read(at.without(torch.zeros_like(worth, dtype=torch.bool)))
+        return OffBatch(
+            before, torch.stack(after), _stacked(control, before), torch.stack(n_off), torch.stack(activation),
+            _stacked(replaced, worth[:, 0]), torch.tensor(batch.indexes), list(batch.names),
+        )  # fmt: skip
+
+    numbers = {label: members.tolist() for label, members in sets.items()}
+    spared = kept.nonzero().flatten().tolist()
+    settings: dict[str, Any] = {}
+    if checkpoint is not None:
+        settings = {
+            "what": "switch_off", "model_sha256": tower_sha256(tower), "sae_sha256": sae_sha256(sae), "hook_name": name,
+            "token_scope": scope, "target": reader.fingerprint, "prompts": reader.labels,
+            "sets": list(numbers.items()), "n_controls": n_controls, "n_nearest": n_nearest, "spared": spared,
+            "seed": seed, "batch_size": batches.batch_size,
+        }  # fmt: skip
+    found = OffAccumulator()
+    report = run_pass(
+        batches, step, found, checkpoint=checkpoint, checkpoint_every=checkpoint_every, settings=settings,
+        description="switching latents off", progress=progress,
+    )  # fmt: skip
+    whole = found.result()._asdict()
     return SwitchedOff(
-        sets=tuple(sets), latents={label: members.tolist() for label, members in sets.items()}, prompts=labels,
-        names=tuple(names), indexes=torch.tensor(indexes), **whole._asdict(), hook_name=name, token_scope=str(scope),
-        seed=seed, skipped=tuple(batches.skipped),
+        sets=tuple(sets), latents=numbers, prompts=reader.labels, names=tuple(whole.pop("names")), **whole,
+        hook_name=name, token_scope=str(scope), seed=seed, skipped=report.skipped,
         provenance={"model": clip.model_name, "sae_sha256": sae.cfg.metadata.sha256, "n_nearest": n_nearest,
-                    "data_fingerprint": batches.fingerprint, "versions": versions()},
+                    "spared": spared, "data_fingerprint": report.fingerprint, "versions": versions()},
     )  # fmt: skip
 
 
@@ -161,20 +183,6 @@ def matched(worth: Tensor, off: Tensor, chosen: Tensor, *, n_nearest: int, rng: 
         found[free[place]] = True
         free = torch.cat([free[:place], free[place + 1 :]])
     return found
-
-
-class _Part(NamedTuple):
-    """What one batch gives; the axis of its samples is in `_AXES`."""
-
-    before: Tensor
-    after: Tensor
-    control: Tensor
-    n_off: Tensor
-    activation: Tensor
-    control_activation: Tensor
-
-
-_AXES = (0, 1, 2, 1, 1, 2)
 
 
 class _Hook:
@@ -221,17 +229,27 @@ def _stacked(values: list[list[Tensor]], like: Tensor) -> Tensor:
     return torch.stack([torch.stack(draws) if draws else like.new_zeros(0, *like.shape) for draws in values])
 
 
-def _reader(
-    clip: HookedCLIP, prompts: str | Sequence[str] | Target
-) -> tuple[Callable[[Tensor], Tensor], tuple[str, ...]]:
-    """What is predicted from embeddings, float64 `[sample prompt]` on the CPU, and its labels."""
+class _Reader(NamedTuple):
+    """What is predicted from embeddings."""
+
+    read: Callable[[Tensor], Tensor]
+    """Predictions, float64 `[sample prompt]` on the CPU."""
+    labels: tuple[str, ...]
+    fingerprint: str
+
+
+def _reader(clip: HookedCLIP, prompts: str | Sequence[str] | Target) -> _Reader:
     if isinstance(prompts, Target) and callable(prompts):
-        return lambda embedding: prompts(embedding).double().cpu(), tuple(prompts.labels)
+        # A target of one's own may have no hash: then what it is made of is all that is known of it.
+        own = getattr(prompts, "fingerprint", "")
+        known = tensors_sha256({"vectors": prompts.vectors}, about=f"{type(prompts).__name__} {own}")
+        return _Reader(lambda embedding: prompts(embedding).double().cpu(), tuple(prompts.labels), known)
     vectors, labels = embedded_prompts(clip, prompts)
-    return lambda embedding: cosines(embedding, vectors).double().cpu(), labels
+    known = tensors_sha256({"vectors": vectors})
+    return _Reader(lambda embedding: cosines(embedding, vectors).double().cpu(), labels, known)
 
 
-def _sets(latents: Sequence[int] | Tensor | Mapping[str, Sequence[int]], d_sae: int) -> dict[str, Tensor]:
+def _sets(latents: Sequence[int] | Tensor | Mapping[str, Sequence[int] | Tensor], d_sae: int) -> dict[str, Tensor]:
     named = latents if isinstance(latents, Mapping) else {"latents": latents}
     found = {}
     for name, members in named.items():

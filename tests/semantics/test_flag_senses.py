@@ -221,6 +221,51 @@ def test_a_killed_pass_goes_on_and_broken_pictures_are_named(clip: HookedCLIP, s
     assert PictureSenses.load(tmp_path / "senses.safetensors").skipped == whole.skipped
 
 
+def test_a_picture_that_breaks_between_the_passes_is_named(clip: HookedCLIP, sae: Any, tmp_path: Path) -> None:
+    rows = np.random.default_rng(4).integers(0, 255, (12, 24, 32, 3), dtype=np.uint8)
+    for number, row in enumerate(rows):
+        Image.fromarray(row).save(tmp_path / f"{number:02}.png")
+    how: Any = {"n": 6, "n_dims": 3, "n_controls": 5, "batch_size": 5, "progress": False}
+    whole = find_picture_senses(clip, tmp_path, sae, NAMES, preprocess=as_tensor, **how)
+    used = whole.sample.unique().tolist()
+    seen: list[int] = []
+
+    def breaking(picture: Image.Image) -> Tensor:
+        seen.append(0)
+        if len(seen) == 12:  # the end of the first pass
+            for number in broken:
+                (tmp_path / f"{number:02}.png").write_bytes(b"no picture")
+        return as_tensor(picture)
+
+    for broken in (used[-1:], used[:2], used):
+        seen.clear()
+        with pytest.raises(InputError, match=f"{broken[0]:02}.png: .*not an image") as error:
+            find_picture_senses(clip, tmp_path, sae, NAMES, preprocess=breaking, **how)
+        assert all(f"{number:02}.png" in str(error.value) for number in broken[:3])
+        if broken != used:
+            assert f"{len(broken)} of the {len(used)} pictures of the prompts" in str(error.value)
+        for number in broken:
+            Image.fromarray(rows[number]).save(tmp_path / f"{number:02}.png")
+    broken = sorted(set(range(12)) - set(used))  # nobody looks at those again
+    assert broken
+    seen.clear()
+    assert find_picture_senses(clip, tmp_path, sae, NAMES, preprocess=breaking, **how).sample.equal(whole.sample)
+
+
+def test_a_stream_is_refused_before_it_is_read(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
+    read: list[int] = []
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            read.append(0)
+            yield from pixels
+
+    for data in (Stream(), torch.utils.data.DataLoader(list(pixels), shuffle=True)):
+        with pytest.raises(InputError, match="can be read in one order only"):
+            find_picture_senses(clip, data, sae, NAMES, n=8, n_dims=3, n_controls=5, progress=False)
+    assert read == []
+
+
 def test_saved_and_loaded(senses: PictureSenses, tmp_path: Path) -> None:
     senses.save(tmp_path / "senses.safetensors")
     found = PictureSenses.load(tmp_path / "senses.safetensors")

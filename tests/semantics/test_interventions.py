@@ -138,6 +138,43 @@ def test_batches_and_the_number_of_edits_do_not_matter(
     torch.testing.assert_close(list(one.values()), list(other.values()), **TIGHT)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("where", ["after", "the function", "a control", "a control's function"])
+def test_pictures_of_another_dtype_are_refused(
+    clip: HookedCLIP, pixels: Tensor, sae: Any, dtype: torch.dtype, where: str
+) -> None:
+    def wrong(pictures: Tensor) -> Tensor:
+        return (pictures.clamp(0, 1) * 255).to(dtype)
+
+    after = {"after": wrong(pixels[:3]), "the function": wrong}.get(where, darker)
+    controls = {"a control": {"c": wrong(pixels[:3])}, "a control's function": {"c": wrong}}.get(where, {})
+    edit = Intervention("odd", "overlay", pixels[:3], after, controls=controls)
+    read: list[int] = []
+    with (
+        pytest.raises(InputError, match=f"'odd' makes {dtype} of torch.float64"),
+        clip.vision.hooks(fwd_hooks=[("hook_embed", lambda value, hook: read.append(len(value)))]),
+    ):
+        measure_interventions(clip, sae, PROMPTS, edit, progress=False)
+    assert bool(read) == ("function" in where)  # what is there already is refused before anything is computed
+
+
+def test_an_edit_in_place_leaves_the_pictures_as_they_are(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
+    def in_place(pictures: Tensor) -> Tensor:
+        return pictures.mul_(0.5)
+
+    own = pixels[:3].clone()
+    found, expected = (
+        measure_interventions(clip, sae, PROMPTS, [
+            Intervention("first", "overlay", own, edit, controls={"flip": lambda x: x.flip(-1), "dim": edit}),
+            Intervention("second", "overlay", own, edit),
+        ], n_latents=2, progress=False)
+        for edit in (in_place, darker)
+    )  # fmt: skip
+    assert torch.equal(own, pixels[:3])
+    for name in ("prediction_before", "prediction_change", "latent_change", "through_change"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
 def test_saved_and_loaded(effects: InterventionEffects, tmp_path: Path) -> None:
     effects.save(tmp_path / "effects.safetensors")
     found = InterventionEffects.load(tmp_path / "effects.safetensors")

@@ -215,6 +215,30 @@ def test_crops_of_files_and_of_a_silent_latent(clip: HookedCLIP, sae: Any, tmp_p
         crop_references(found, latent, tmp_path, clip.vision, preprocess=clip.preprocess)
 
 
+def test_crops_of_another_folder(clip: HookedCLIP, sae: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for folder, letter in (("one", "a"), ("other", "b"), ("moved", "a")):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            noise = torch.randint(0, 255, (24, 32, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(noise.numpy()).save(tmp_path / folder / f"{letter}{number}.png")
+    found = collect(clip, tmp_path / "one", sae, k=3, preprocess=clip.preprocess)
+    latent = latent_with_references(found)
+    for refuses in (
+        lambda data: crop_references(found, latent, data, clip.vision, preprocess=clip.preprocess),
+        lambda data: cle.embed_references(found, data, clip, progress=False),
+    ):
+        with pytest.raises(InputError, match=r"not the images of the references: where 'a\d\.png' .* 'b\d\.png' now"):
+            refuses(tmp_path / "other")
+        refuses(tmp_path / "moved")
+        # A list of files has whole paths for names, a tensor none.
+        refuses(sorted((tmp_path / "one").iterdir()))
+    pixels = torch.stack([clip.preprocess(cle.read_image(file)) for file in sorted((tmp_path / "one").iterdir())])
+    assert len(crop_references(found, latent, pixels, clip.vision).pictures) == len(found.of(latent).sample)
+
+
 def test_crops_of_something_else(clip: HookedCLIP, pixels: Tensor, references: References) -> None:
     latent = latent_with_references(references)
     with pytest.raises(InputError, match="0 or more, got -1"):

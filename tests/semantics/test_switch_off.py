@@ -133,6 +133,34 @@ def test_batches_sets_and_seeds(
     assert not torch.equal(other.control, found.control)
 
 
+def test_other_sets_leave_a_control_as_it_is(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
+    dense = encode(clip.vision, pixels[:4], sae).dense()
+    worth = (dense.abs().sum(dim=1) * sae.W_dec.norm(dim=1)).detach()
+    first = int((worth > 0).sum(dim=0).argmax())
+    # What the first latent's controls are drawn from: in another set, it was not theirs.
+    distance = (worth.log() - worth[:, first : first + 1].log()).abs()
+    distance[:, first] = torch.inf
+    nearest = distance.argsort(dim=1)[:, :2].unique().tolist()
+    how: Any = {"n_controls": 3, "n_nearest": 2, "progress": False}
+    alone = switch_off(clip, pixels[:4], sae, PROMPTS, {"a": [first]}, **how)
+    for sets in ({"a": [first], "b": nearest}, {"b": nearest, "a": [first]}, {"a": [first], "b": [first, *nearest]}):
+        both = switch_off(clip, pixels[:4], sae, PROMPTS, sets, **how)
+        a = both.number("a")
+        torch.testing.assert_close(both.after[a], alone.after[0], **TIGHT)
+        torch.testing.assert_close(both.control[a], alone.control[0], **TIGHT)
+        torch.testing.assert_close(both.control_activation[a], alone.control_activation[0], **TIGHT)
+    # Unless it is said that controls are to leave them alone.
+    spared = switch_off(clip, pixels[:4], sae, PROMPTS, {"a": [first]}, spared=nearest, **how)
+    torch.testing.assert_close(spared.after, alone.after, **TIGHT)
+    chosen = torch.zeros(37, dtype=torch.bool).index_fill(0, torch.tensor([first, *nearest]), True)
+    for sample in range(4):
+        off = torch.zeros(37, dtype=torch.bool).index_fill(0, torch.tensor([first]), bool(worth[sample, first] > 0))
+        drawn = matched(worth[sample], off, chosen, n_nearest=2, rng=random.Random(f"0 {sample} a 1"))
+        assert not bool(drawn[nearest].any())
+        expected = without(clip, sae, pixels[sample], drawn.nonzero().flatten().tolist())
+        torch.testing.assert_close(spared.control[0, 1, sample], expected, **TIGHT)
+
+
 def test_winners_and_the_table(found: SwitchedOff) -> None:
     frame = found.to_frame()
     assert frame.set.tolist() == ["few", "many"]
@@ -198,6 +226,8 @@ def test_wrong_input(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
             switch_off(clip, pixels[:1], sae, PROMPTS, latents, progress=False)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="n_controls"):
         switch_off(clip, pixels[:1], sae, PROMPTS, [1], n_controls=-1, progress=False)
+    with pytest.raises(InputError, match="'spared' has"):
+        switch_off(clip, pixels[:1], sae, PROMPTS, [1], spared=[40], progress=False)
 
 
 def test_nothing_stays_behind_after_an_exception(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
