@@ -328,6 +328,9 @@ def test_controls_are_other_features_and_those_that_are_boosted_are_of_some_text
     offs, ons = draw_controls(way.codes, off, on, live, n=3, seed=0)
     assert offs.shape == ons.shape == (3, 30, 2)
     assert live[ons].all()
+    few = torch.zeros_like(live)
+    few[[11, 14, 17]] = True
+    assert few[draw_controls(way.codes, off, on, few, n=3, seed=0)[1]].all()
     for draw in range(3):
         taken = torch.cat([off, on, offs[draw], ons[draw]], dim=1)
         assert all(len(set(row)) == 8 for row in taken.tolist())
