@@ -278,12 +278,16 @@ def _go(
             folder.write_state(trainer.state())
             written = trainer.done
 
-    def after_step() -> None:
-        if trainer.done in kept:
+    def keep() -> None:
+        if trainer.done in kept and not folder.has_checkpoint(trainer.done):
             save_sparse_clip(clip, folder.checkpoint(trainer.done), towers=towers, training=said(trainer))
+
+    def after_step() -> None:
+        keep()
         if trainer.done % settings.checkpoint_every == 0:
             write()
 
+    keep()  # an interrupt while it was written leaves the state of its step, and the steps to come begin after it
     try:
         trainer.run(max(last, trainer.done), after_step, progress=progress)
     finally:

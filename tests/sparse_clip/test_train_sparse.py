@@ -24,6 +24,7 @@ from clip_lens_ext.sparse_clip import (
     embed_pairs,
     load_sparse_clip,
     train_sparse_clip,
+    trainer,
 )
 from clip_lens_ext.sparse_clip.training_folder import STATE
 
@@ -147,7 +148,9 @@ def test_parts_of_a_batch_are_the_batch(trained: Any) -> None:
 
 
 @pytest.mark.parametrize("trained", ["heads", "all"])
-@pytest.mark.parametrize("how", ["stopped", "killed", "killed while the weights change"])
+@pytest.mark.parametrize(
+    "how", ["stopped", "killed", "killed while the weights change", "killed while a checkpoint is written"]
+)
 def test_a_training_goes_on_where_it_was(
     trained: Any, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,22 +162,27 @@ def test_a_training_goes_on_where_it_was(
         assert not part.finished
         assert [one.step for one in part.checkpoints] == [2, 5]
     else:
-        from clip_lens_ext.sparse_clip import trainer
+        from clip_lens_ext.towers import from_sparse
 
-        owner, name = (trainer, "contrastive_step") if how == "killed" else (torch.optim.AdamW, "step")
+        places: dict[str, tuple[Any, str, int]] = {
+            "killed": (trainer, "contrastive_step", 6),
+            "killed while the weights change": (torch.optim.AdamW, "step", 6),
+            "killed while a checkpoint is written": (from_sparse, "save_file", 2),
+        }
+        owner, name, last = places[how]
         real, calls = getattr(owner, name), []
 
         def interrupted(*args: Any, **kwargs: Any) -> Any:
             calls.append(0)
-            if owner is trainer and len(calls) == 6:
+            if owner is trainer and len(calls) == last:
                 raise KeyboardInterrupt
             result = real(*args, **kwargs)
-            if len(calls) == 6:
+            if len(calls) == last:
                 raise KeyboardInterrupt
             return result
 
         monkeypatch.setattr(owner, name, interrupted)
-        often = {"checkpoint_every": 4} if owner is not trainer else {}
+        often = {"checkpoint_every": 4} if owner is torch.optim.AdamW else {}
         with pytest.raises(KeyboardInterrupt):
             train_sparse_clip(start, *data(), **settings, **often, output_dir=tmp_path / "parts")
         monkeypatch.undo()
@@ -184,8 +192,8 @@ def test_a_training_goes_on_where_it_was(
     for one, other in zip(whole.checkpoints, again.checkpoints, strict=True):
         a, b = whole.open(one).native.state_dict(), again.open(other).native.state_dict()
         assert all(torch.equal(a[name], b[name]) for name in a)
-    last = again.open(again.checkpoints[-1]).native.state_dict()
-    assert all(torch.equal(value, last[name]) for name, value in weights(again).items())
+    end = again.open(again.checkpoints[-1]).native.state_dict()
+    assert all(torch.equal(value, end[name]) for name, value in weights(again).items())
     written = (tmp_path / "parts" / STATE).stat().st_mtime_ns
     same(train_sparse_clip(start, *data(), **settings, output_dir=tmp_path / "parts"), whole)
     assert (tmp_path / "parts" / STATE).stat().st_mtime_ns == written  # nothing was left to do
