@@ -149,6 +149,9 @@ def train_sparse_clip(
     Returns:
         `SparseTraining`.
 
+    Warns:
+        Where every code of a batch has become zero, of pictures or of texts: nothing is learnt from there on.
+
     Raises:
         InputError: a setting out of range, a model without heads or with a factor above the cap, captions that do not
             fit, embeddings of another model, fewer pairs than in a batch, a batch that does not divide, a loss that is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
@@ -58,6 +59,7 @@ class Trainer:
         self.done = 0
         self.history: list[list[float]] = []
         self.whole = True
+        self._said_dead = False
         # Running means change with a forward pass, all else with the optimiser alone.
         self._forward_changes = any(isinstance(part, _BatchNorm) for part in self._trained.modules())
 
@@ -115,8 +117,17 @@ class Trainer:
         with torch.no_grad():
             scale.clamp_(0, torch.tensor(settings.largest_logit_scale).log().item())
         seen = Step(*self._processes.mean([seen.loss, seen.l0_image, seen.l0_text], self._device))
+        self._say_dead(seen)
         epoch = (self.done + 1) / settings.steps_per_epoch(self._data.n)
         return [self.done + 1, epoch, seen.loss, seen.l0_image, seen.l0_text, float(scale.detach().exp()), lr]
+
+    def _say_dead(self, seen: Step) -> None:
+        """One warning where the codes of a whole batch have become zero, which no gradient brings back."""
+        dead = [name for name, l0 in (("pictures", seen.l0_image), ("texts", seen.l0_text)) if l0 == 0]
+        if dead and not self._said_dead and self._processes.rank == 0:
+            self._said_dead = True
+            warnings.warn(f"step {self.done + 1}: every code of {' and '.join(dead)} is zero: nothing is learnt any "
+                          "more; lower l1 or lr", stacklevel=6)  # fmt: skip
 
     def _encode(self, numbered: tuple[int, Any]) -> tuple[Tensor, Tensor]:
         """Codes of one part; what is random in a tower is the same each time, and in a training that was resumed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,20 @@ def test_ablations_are_sparser() -> None:
     assert penalised.l0_image < plain.l0_image
     assert penalised.l0_text < plain.l0_text
     assert max(top.l0_image, top.l0_text) <= 5 < min(plain.l0_image, plain.l0_text)
+
+
+def test_a_training_that_dies_says_so() -> None:
+    with pytest.warns(UserWarning, match="every code of .* is zero: nothing is learnt any more") as said:
+        dead = train_sparse_clip(sparse(), *data(), **{**QUICK, "lr": 3e-2, "n_epochs": 20}, l1=1.0)
+    assert len(said) == 1
+    assert dead.history.iloc[-1].l0_image == dead.history.iloc[-1].l0_text == 0
+    assert dead.history.loss.iloc[-1] == pytest.approx(math.log(8))
+    first = int((dead.history[["l0_image", "l0_text"]] == 0).any(axis=1).idxmax()) + 1
+    assert str(said[0].message).startswith(f"step {first}: ")
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_sparse_clip(sparse(), *data(), **QUICK, l1=0.01)
 
 
 def files(folder: Path, broken: tuple[int, ...] = ()) -> list[Path]:
