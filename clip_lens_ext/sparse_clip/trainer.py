@@ -79,10 +79,9 @@ class Trainer:
                 bar.set_postfix(loss=f"{row[2]:.3f}", L0=l0, scale=f"{row[5]:.1f}", refresh=False)
                 after_step()
 
-    def _shares(self, first: int, last: int) -> list[Share]:
-        """This process' pairs in each step to come."""
+    def _shares(self, first: int, last: int) -> Iterator[Share]:
+        """This process' pairs in each step to come, one epoch's order at a time."""
         per_epoch = self._settings.steps_per_epoch(self._data.n)
-        shares: list[Share] = []
         order, draws, drawn = torch.empty(0), torch.empty(0), -1
         for step in range(first, last):
             epoch, place = divmod(step, per_epoch)
@@ -91,8 +90,7 @@ class Trainer:
                 drawn = epoch
             batch = order[place * self._settings.batch_size : (place + 1) * self._settings.batch_size]
             own = torch.cat(list(self._processes.share(batch, self._settings.n_accumulated)))
-            shares.append(Share(own, draws[own]))
-        return shares
+            yield Share(own, draws[own])
 
     def _step(self, images: Tensor, texts: Tensor) -> list[float]:
         settings, scale = self._settings, self._native.logit_scale

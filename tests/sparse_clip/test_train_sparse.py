@@ -212,6 +212,25 @@ def test_pairs_are_embedded_once(tmp_path: Path) -> None:
     same(found, train_sparse_clip(sparse(), *data(), **QUICK))
 
 
+@pytest.mark.parametrize(("trained", "n_workers", "most"), [("heads", 0, 1), ("all", 0, 1), ("all", 1, 3)])
+def test_the_order_of_an_epoch_is_drawn_when_it_begins(
+    trained: Any, n_workers: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    real = trainer.order_of
+    monkeypatch.setattr(trainer, "order_of", lambda n, seed, epoch: drawn.append(epoch) or real(n, seed, epoch))
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "contrastive_step", stopped)
+    settings = {**QUICK, "n_epochs": 50, "batch_size": 26, "trained": trained, "n_workers": n_workers}
+    with pytest.raises(KeyboardInterrupt):
+        train_sparse_clip(sparse(), *data(), **settings)
+    assert drawn == list(range(len(drawn)))
+    assert 1 <= len(drawn) <= most  # two batches are read ahead for each worker
+
+
 @pytest.mark.parametrize("when", ["in the forward pass", "before it"])
 def test_running_means_are_those_of_the_step(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Normalised(torch.nn.Module):
