@@ -20,7 +20,7 @@ from clip_lens_ext.sparse_clip.paired_captions import PairedCaptions
 from clip_lens_ext.sparse_clip.pairs import EmbeddedPairs, embed_pairs
 from clip_lens_ext.sparse_clip.processes import Processes
 from clip_lens_ext.sparse_clip.store import load_sparse_clip, save_sparse_clip
-from clip_lens_ext.sparse_clip.trainer import COLUMNS, Trainer, trained_part
+from clip_lens_ext.sparse_clip.trainer import COLUMNS, Trainer, check_dtypes, trained_part
 from clip_lens_ext.sparse_clip.training_data import HeadData, TowerData, TrainingData
 from clip_lens_ext.sparse_clip.training_folder import TrainingFolder
 from clip_lens_ext.sparse_clip.training_settings import Precision, Trained, TrainingSettings
@@ -132,7 +132,7 @@ def train_sparse_clip(
         l1: weight of the mean absolute sum of a code, un-normalised.
         clip_gradient: greatest norm of the gradient; None: as it comes.
         precision: of the forward pass; `"bfloat16"` or `"float16"` (with a scaled loss) for a GPU. Weights, loss and
-            optimiser are in the dtype of the model.
+            optimiser are in the dtype of the model, float32 or wider.
         n_accumulated: parts in which a process goes through its share, for memory; the gradient stays that of the whole
             batch, at the price of a second forward pass.
         output_dir: where state, checkpoints and model go, and with heads alone the embeddings of the pairs; the same
@@ -153,9 +153,10 @@ def train_sparse_clip(
         Where every code of a batch has become zero, of pictures or of texts: nothing is learnt from there on.
 
     Raises:
-        InputError: a setting out of range, a model without heads or with a factor above the cap, captions that do not
-            fit, embeddings of another model, fewer pairs than in a batch, a batch that does not divide, a loss that is
-            NaN, or an `output_dir` with another training; it says which.
+        InputError: a setting out of range, a model without heads, with weights below float32 that are to be trained or
+            with a factor above the cap, captions that do not fit, embeddings of another model, fewer pairs than in a
+            batch, a batch that does not divide, a loss that is NaN, or an `output_dir` with another training; it says
+            which.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -175,6 +176,7 @@ def train_sparse_clip(
         n_accumulated, tuple(checkpoints), checkpoint_every, n_workers, seed,
     )  # fmt: skip
     native, processes = headed(clip), Processes.now()
+    check_dtypes(native, settings)
     factor = float(native.logit_scale.detach().exp())
     if factor > largest_logit_scale * (1 + 1e-6):
         cap = f"{largest_logit_scale:g}"

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
+from clip_lens_ext.errors import InputError
+from clip_lens_ext.sparse_clip.checks import below_float32
 from clip_lens_ext.sparse_clip.contrastive import Step, contrastive_step
 from clip_lens_ext.sparse_clip.paired_captions import order_of
 from clip_lens_ext.sparse_clip.processes import Processes
@@ -163,6 +165,16 @@ def trained_part(native: HeadedCLIP, settings: TrainingSettings) -> nn.Module:
     part = nn.Module()
     part.image_head, part.text_head, part.logit_scale = native.image_head, native.text_head, native.logit_scale
     return part
+
+
+def check_dtypes(native: HeadedCLIP, settings: TrainingSettings) -> None:
+    """Raise `InputError` where what is trained is below float32: the optimiser's small steps would be rounded away."""
+    for name, weight in trained_part(native, settings).named_parameters():
+        if weight.requires_grad and below_float32(weight):
+            dtype = str(weight.dtype).removeprefix("torch.")
+            asked = settings.precision if settings.precision != "float32" else dtype
+            raise InputError(f"{name} is {dtype}, in which AdamW's small steps are rounded away: load the model in "
+                             f"float32 and pass precision={asked!r}, which is of the forward pass")  # fmt: skip
 
 
 @contextmanager

@@ -323,6 +323,16 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         same(one, two, rtol=2e-3, atol=2e-4)  # sums in another order, through Adam
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("trained", "precision"), [("heads", "float32"), ("all", "float16")])
+def test_half_weights_are_not_trained(dtype: str, trained: Any, precision: Any, tmp_path: Path) -> None:
+    half = sparse().to(dtype=getattr(torch, dtype))
+    asked = {"float32": dtype, "float16": "float16"}[precision]
+    with pytest.raises(InputError, match=f"is {dtype}, .* load the model in float32 and pass precision='{asked}'"):
+        train_sparse_clip(half, *data(), **QUICK, trained=trained, precision=precision, output_dir=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("trained", ["heads", "all"])
 def test_half_precision_is_near(precision: Any, trained: Any) -> None:
