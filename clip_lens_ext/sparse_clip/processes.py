@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clip_lens_ext.errors import InputError
 
 Said = TypeVar("Said")
+_AT_ONCE: Final = 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,24 @@ class Processes:
         if self.n > 1:
             dist.all_gather_object(found, own)
         return found
+
+    def told(self, own: Any) -> Any:
+        """What process 0 says, in all of them."""
+        found = [own]
+        if self.n > 1:
+            dist.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def share_rows(self, rows: Tensor, device: torch.device) -> None:
+        """Fill `rows` with those of process 0, over a device, some at a time."""
+        if self.n == 1 or rows.numel() == 0:
+            return
+        at_once = max(1, _AT_ONCE // (rows[0].numel() * rows.element_size()))
+        for part in rows.split(at_once):
+            sent = part.to(device).contiguous()
+            dist.broadcast(sent, src=0)
+            if self.rank:
+                part.copy_(sent)
 
     def wait(self) -> None:
         """Until all are here."""

@@ -19,6 +19,7 @@ from clip_lens_ext.sparse_clip.head import dense_clip, headed
 from clip_lens_ext.sparse_clip.paired_captions import PairedCaptions
 from clip_lens_ext.sparse_clip.pairs import EmbeddedPairs, embed_pairs
 from clip_lens_ext.sparse_clip.processes import Processes
+from clip_lens_ext.sparse_clip.shared_pairs import pairs_of_the_first
 from clip_lens_ext.sparse_clip.store import load_sparse_clip, save_sparse_clip
 from clip_lens_ext.sparse_clip.trainer import COLUMNS, Trainer, check_dtypes, trained_part
 from clip_lens_ext.sparse_clip.training_data import HeadData, TowerData, TrainingData
@@ -115,7 +116,9 @@ def train_sparse_clip(
     features active. `l1`, and `activation="topk"` of `add_sparse_heads`, are ablations that the paper argues against.
 
     Started by `torchrun`, after `torch.distributed.init_process_group`, each process takes its share of every batch;
-    the gradient is that of the whole batch, and process 0 writes.
+    the gradient is that of the whole batch, and process 0 writes. For heads alone process 0 embeds the pairs while the
+    others wait; if that takes longer than the process group's timeout (half an hour with gloo, ten minutes with NCCL),
+    call `embed_pairs` before and pass what it gives, or a longer `timeout` to `init_process_group`.
 
     Args:
         clip: from `add_sparse_heads`; it is not changed. To train from nothing, begin with the `HookedCLIP` of a model
@@ -191,8 +194,8 @@ def train_sparse_clip(
     folder, identity = None, {**settings.compared, **_begins(native, settings)}
     if output_dir is not None:
         folder = TrainingFolder(output_dir, identity, whole=False)
-    kept_at = None if folder is None or processes.rank else folder.embedded
-    pairs = _pairs(clip, images, captions, settings, preprocess, kept_at, shown)
+    kept_at = None if folder is None else folder.embedded
+    pairs = _pairs(clip, images, captions, settings, preprocess, kept_at, processes, shown)
     clip = _copy(clip, native, settings)
     native = headed(clip)
     data: TrainingData
@@ -215,7 +218,7 @@ def train_sparse_clip(
 
 def _pairs(
     clip: HookedCLIP, images: Any, captions: Sequence[str | Sequence[str]] | None, settings: TrainingSettings,
-    preprocess: Preprocess | None, kept_at: Path | None, progress: bool,
+    preprocess: Preprocess | None, kept_at: Path | None, processes: Processes, progress: bool,
 ) -> EmbeddedPairs | PairedCaptions:  # fmt: skip
     if isinstance(images, EmbeddedPairs):
         if captions is not None or settings.trained == "all":
@@ -227,9 +230,15 @@ def _pairs(
         raise InputError("pictures need captions: a text, or several, for each")
     if settings.trained == "all":
         return PairedCaptions.of(captions)
-    if kept_at is not None:
-        kept_at.parent.mkdir(parents=True, exist_ok=True)
-    return embed_pairs(dense_clip(clip), images, captions, preprocess=preprocess, checkpoint=kept_at, progress=progress)
+    given = captions
+
+    def embedded() -> EmbeddedPairs:
+        if kept_at is not None:
+            kept_at.parent.mkdir(parents=True, exist_ok=True)
+        return embed_pairs(dense_clip(clip), images, given, preprocess=preprocess, checkpoint=kept_at,
+                           progress=progress)  # fmt: skip
+
+    return pairs_of_the_first(embedded, processes, clip.vision.cfg.device)
 
 
 def _check(clip: HookedCLIP, pairs: EmbeddedPairs) -> None:
