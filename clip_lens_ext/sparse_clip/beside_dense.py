@@ -146,7 +146,7 @@ def beside_dense(
     empty = [sum(int((~part.any(dim=1)).sum()) for part in parts) for parts in ([codes.images], texts)]
     if any(empty):
         warnings.warn(f"the codes of {empty[0]} pictures and {empty[1]} texts are all zeros: they have no direction, "
-                      "and are like nothing", stacklevel=2)  # fmt: skip
+                      "and are like nothing", stacklevel=3)  # fmt: skip
     return BesideDense(
         tuple(sparse), torch.stack([one.mean() for one in sparse.values()]),
         torch.stack([plain[name].mean() for name in sparse]), interval,

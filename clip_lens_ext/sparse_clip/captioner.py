@@ -234,7 +234,7 @@ def sparse_captioner(
     elif isinstance(language_model, str | os.PathLike):
         model = _pretrained(language_model, asked)
     elif dtype is not None:
-        raise InputError("dtype is of a model that is made or loaded, and a live one keeps its own: pass one of another")
+        raise InputError("dtype is of a model that is made or loaded, and a live one keeps its own: leave it out")
     else:
         model = language_model
     return SparseCaptioner(

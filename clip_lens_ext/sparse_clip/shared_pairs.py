@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def _received(processes: Processes, device: torch.device) -> EmbeddedPairs:
     if isinstance(found, str):
         raise InputError(f"process 0 could not embed the pairs: {found}")
     sizes, rest = found
-    rows = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in sizes.items()}
+    rows: dict[str, Any] = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in sizes.items()}
     for value in rows.values():
         processes.share_rows(value, device)
     return EmbeddedPairs(**rows, **rest)
