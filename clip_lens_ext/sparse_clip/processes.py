@@ -30,8 +30,14 @@ class Processes:
     n: int
 
     @classmethod
-    def now(cls) -> Processes:
+    def now(cls, device: torch.device | None = None) -> Processes:
         """Those of `torch.distributed`, or one alone where it was not begun.
+
+        Args:
+            device: of the model.
+
+        Raises:
+            InputError: NCCL, and a model that is not on this process' current device; it says what to call before.
 
         Example:
             >>> Processes.now()
@@ -39,6 +45,14 @@ class Processes:
         """
         if not (dist.is_available() and dist.is_initialized()):
             return cls(0, 1)
+        if device is not None and dist.get_backend() == dist.Backend.NCCL:
+            current = torch.device("cuda", torch.cuda.current_device())
+            if torch.device(device.type, current.index if device.index is None else device.index) != current:
+                raise InputError(
+                    f"the model is on {device}, and NCCL uses {current}, the current device of process "
+                    f"{dist.get_rank()}: call torch.cuda.set_device(rank) with the LOCAL_RANK of each process before "
+                    "init_process_group, and load the model with device=f'cuda:{rank}'"
+                )
         return cls(dist.get_rank(), dist.get_world_size())
 
     def loss(self) -> ClipLoss:

@@ -112,8 +112,10 @@ def train_sparse_clip(
 ) -> SparseTraining:
     """Train a Sparse CLIP with CLIP's contrastive loss: of the cosines of the codes, times a factor that is capped.
 
-    Nothing in the loss asks for sparsity but the ReLU; the cap on the factor is the knob: a lower one leaves fewer
-    features active. `l1`, and `activation="topk"` of `add_sparse_heads`, are ablations that the paper argues against.
+    Nothing in the loss asks for sparsity but the ReLU; the cap on the factor is the knob: in the paper a lower one
+    leaves fewer features active. It acts once the factor has reached it, so in a short training begin there, with
+    `add_sparse_heads(logit_scale=)`. `l1`, and `activation="topk"` of `add_sparse_heads`, are ablations that the paper
+    argues against.
 
     Started by `torchrun`, after `torch.distributed.init_process_group`, each process takes its share of every batch;
     the gradient is that of the whole batch, and process 0 writes. For heads alone process 0 embeds the pairs while the
@@ -156,10 +158,10 @@ def train_sparse_clip(
         Where every code of a batch has become zero, of pictures or of texts: nothing is learnt from there on.
 
     Raises:
-        InputError: a setting out of range, a model without heads, with weights below float32 that are to be trained or
-            with a factor above the cap, captions that do not fit, embeddings of another model, fewer pairs than in a
-            batch, a batch that does not divide, a loss that is NaN, or an `output_dir` with another training; it says
-            which.
+        InputError: a setting out of range, a model without heads, with weights below float32 that are to be trained,
+            with a factor above the cap or, with NCCL, on another device than the current one, captions that do not fit,
+            embeddings of another model, fewer pairs than in a batch, a batch that does not divide, a loss that is NaN,
+            or an `output_dir` with another training; it says which.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -178,7 +180,7 @@ def train_sparse_clip(
         trained, n_epochs, batch_size, lr, weight_decay, warmup, largest_logit_scale, l1, clip_gradient, precision,
         n_accumulated, tuple(checkpoints), checkpoint_every, n_workers, seed,
     )  # fmt: skip
-    native, processes = headed(clip), Processes.now()
+    native, processes = headed(clip), Processes.now(clip.vision.cfg.device)
     check_dtypes(native, settings)
     factor = float(native.logit_scale.detach().exp())
     if factor > largest_logit_scale * (1 + 1e-6):

@@ -27,6 +27,7 @@ from clip_lens_ext.sparse_clip import (
     train_sparse_clip,
     trainer,
 )
+from clip_lens_ext.sparse_clip.processes import Processes
 from clip_lens_ext.sparse_clip.training_folder import STATE
 
 N, CODE = 26, 48
@@ -338,6 +339,52 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         one = train_sparse_clip(sparse(), *data(), **settings, trained=trained)
         assert two.finished  # read back, and not trained again
         same(one, two, rtol=2e-3, atol=2e-4)  # sums in another order, through Adam
+
+
+@pytest.mark.parametrize(("device", "message"), [("cpu", "on cpu, and NCCL"), ("cuda:0", "on cuda:0, and NCCL"),
+                                                 ("cuda:1", None), ("cuda", None)])  # fmt: skip
+def test_nccl_is_of_the_device_of_the_model(device: str, message: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("is_initialized", True), ("get_backend", "nccl"), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    if message is None:
+        assert Processes.now(torch.device(device)) == Processes(1, 2)
+    else:
+        with pytest.raises(InputError, match=rf"{message} uses cuda:1, .* torch\.cuda\.set_device\(rank\)"):
+            Processes.now(torch.device(device))
+
+
+@pytest.mark.parametrize(("precision", "factor"), [("float32", 1.0), ("bfloat16", 1.0), ("float16", 2.0**16)])
+def test_the_loss_is_scaled_for_float16(precision: Any, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes into the loss from behind is the scale; a step of infinite gradients is left out, and halves it."""
+    real, factors = trainer.contrastive_step, []
+
+    def recorded(*args: Any, backward: Any, **kwargs: Any) -> Any:
+        def watched(loss: Tensor) -> None:
+            factors.append(0.0)
+
+            def seen(gradient: Tensor) -> Tensor:
+                factors[-1] = float(gradient)
+                return gradient * math.inf if len(factors) == infinite else gradient
+
+            loss.register_hook(seen)
+            backward(loss)
+
+        return real(*args, backward=watched, **kwargs)
+
+    monkeypatch.setattr(trainer, "contrastive_step", recorded)
+    infinite = 0
+    train_sparse_clip(sparse(), *data(), **QUICK, precision=precision, stop_after=3)
+    assert factors == [factor] * 3
+    if precision != "float16":
+        return
+    infinite, before = 2, []
+    for last in (1, 2, 3):
+        factors.clear()
+        before.append(weights(train_sparse_clip(sparse(), *data(), **QUICK, precision=precision, stop_after=last)))
+    assert factors == [factor, factor, factor / 2]
+    assert all(torch.equal(value, before[1][name]) for name, value in before[0].items())
+    assert not torch.equal(before[1]["image_head.weight"], before[2]["image_head.weight"])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
