@@ -28,6 +28,8 @@ def add_name(commands: Any) -> None:
     add = parser.add_argument
     add("images", nargs="?", metavar="FOLDER", help="a folder of images; a broken one is skipped; needed with --model")
     add("--model", metavar="FOLDER", help="a Sparse CLIP, as training wrote it; without it the embedded planted one")
+    add("--dense", metavar="NAME/TAG|FOLDER", help="the dense model under the heads of --model, as `attribute --model` "
+        "takes it (default: the name that it had; a model of a folder has none)")  # fmt: skip
     add("--vocabulary", metavar="FILE", help="text file with one word a line; needed with --model")
     add("--template", action="append", metavar="TEXT", help="what a word is put into, with one {}; may be repeated "
         "(default: the bare word)")  # fmt: skip
@@ -51,6 +53,8 @@ def _name(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     if arguments.model and not (arguments.images and arguments.vocabulary):
         raise InputError("--model needs FOLDER and --vocabulary FILE: pictures, and words to name its features by")
+    if arguments.dense and not arguments.model:
+        raise InputError("--dense is the model under the heads of --model, and goes with it")
     if arguments.images and not Path(arguments.images).is_dir():
         raise InputError(f"no such folder of images: {arguments.images!r}")
     if out.exists() and not out.is_dir():
@@ -69,7 +73,7 @@ def _name(arguments: argparse.Namespace) -> None:
         vocabulary = cle.Vocabulary.from_file(arguments.vocabulary, templates=templates)
     else:
         vocabulary = cle.Vocabulary.from_terms(cle.PlantedWorld(0).vocabulary, templates=templates)
-    clip = _opened(arguments.model, arguments.device)
+    clip = _opened(arguments.model, arguments.dense, arguments.device)
     found = name_concepts(
         clip, vocabulary, images, k_words=arguments.words, k_images=arguments.pictures, texts=texts,
         judge=cle.load_clip(arguments.judge, device=arguments.device) if arguments.judge else None,
@@ -89,7 +93,7 @@ def _name(arguments: argparse.Namespace) -> None:
         print(f"picture: {out / 'concepts.png'}")
 
 
-def _opened(folder: str | None, device: str) -> HookedCLIP:
+def _opened(folder: str | None, dense: str | None, device: str) -> HookedCLIP:
     """The model; the planted one under its heads ships, and others are opened by their name."""
     import clip_lens_ext as cle
 
@@ -98,8 +102,16 @@ def _opened(folder: str | None, device: str) -> HookedCLIP:
     from clip_lens_ext.planted.load import MODEL_NAME
     from clip_lens_ext.towers.from_sparse import read
 
-    planted = read(folder).dense == MODEL_NAME
-    return cle.load_sparse_clip(folder, cle.planted_clip() if planted else None, device=device)
+    named = read(folder).dense
+    if dense is not None:
+        return cle.load_sparse_clip(folder, cle.load_clip(dense, device=device), device=device)
+    if named == MODEL_NAME:
+        return cle.load_sparse_clip(folder, cle.planted_clip(), device=device)
+    try:
+        return cle.load_sparse_clip(folder, device=device)
+    except LoadError as error:
+        raise LoadError(f"the dense model {named!r} under the heads in {folder} cannot be opened by its name: pass "
+                        f"--dense NAME/TAG or --dense FOLDER ({error})") from error  # fmt: skip
 
 
 def _lines(path: Path) -> list[str]:

@@ -33,7 +33,8 @@ def add_train_sparse(commands: Any) -> None:
     add("--train", default="heads", choices=("heads", "all"), metavar="WHAT",
         help="heads, on embeddings that are made once, or all: towers too (default: heads)")  # fmt: skip
     add("--cap", type=float, default=50.0, metavar="FACTOR",
-        help="greatest factor on the cosines; a lower one leaves fewer features active (default: 50)")  # fmt: skip
+        help="greatest factor on the cosines; in the paper a lower one leaves fewer features active, once the factor "
+        "has reached it (default: 50)")  # fmt: skip
     add("--activation", default="relu", choices=("relu", "none", "topk"), metavar="NAME",
         help="relu, or the ablations none and topk (default: relu)")  # fmt: skip
     add("--k", type=int, metavar="K", help="features that topk keeps")
@@ -116,6 +117,9 @@ def _train(arguments: argparse.Namespace) -> None:
         n_workers=arguments.workers, seed=arguments.seed, progress=progress,
     )  # fmt: skip
     _say(found, clip, len(rest), Path(arguments.out))
+    largest = max(min(FIRST_SCALE, arguments.cap), float(found.history.logit_scale.max()))
+    if largest < arguments.cap * (1 - 1e-4):  # the factor is read from a logarithm in float32
+        print(f"the cap of {arguments.cap:g} was not reached, and had no part in this")
     if arguments.activation == "none":
         print("no ReLU, so the codes are dense: this is the ablation")
     test = torch.zeros(n_held, dtype=torch.bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -72,6 +73,7 @@ def test_a_folder(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pa
         ({"images": "nothing"}, "no such folder of images"),
         ({"--vocabulary": ""}, "--model needs FOLDER and --vocabulary FILE"),
         ({"--model": "nothing"}, "nothing holds no Sparse CLIP"),
+        ({"--model": "", "--dense": "nothing"}, "--dense is the model under the heads of --model"),
     ],
 )
 def test_wrong_input(
@@ -83,6 +85,32 @@ def test_wrong_input(
     assert cli.main(["name", given["images"], *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_dense_model_of_a_folder(
+    photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the heads has the last part of a folder's name alone, which opens nothing."""
+    plain, dense = cle.planted_clip(), tmp_path / "dense"
+    named = cle.HookedCLIP(plain.native, preprocess=plain.preprocess, tokenizer=plain.tokenizer, model_name="dense")
+    opened: list[str] = []
+
+    def load(model: str, **settings: Any) -> cle.HookedCLIP:
+        opened.append(model)
+        return named
+
+    monkeypatch.setattr(cle, "load_clip", load)  # its tokenizer is of no family that a folder may have
+    cle.save_sparse_clip(add_sparse_heads(named, 64, seed=7), tmp_path / "model", towers=False)
+    told = ["name", str(photos / "photos"), "--model", str(tmp_path / "model"), "--vocabulary",
+            str(photos / "words.txt"), "--out", str(tmp_path / "out"), "--no-progress"]  # fmt: skip
+    assert cli.main(told) == 2
+    said = capsys.readouterr().err
+    assert "'dense' under the heads" in said
+    assert "--dense NAME/TAG or --dense FOLDER" in said
+    assert not (tmp_path / "out").exists()
+    assert cli.main([*told, "--dense", str(dense)]) == 0
+    assert opened == [str(dense)]
+    assert len(ConceptNames.load(tmp_path / "out" / "concepts.safetensors")) == 64
 
 
 def test_out_is_a_file(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

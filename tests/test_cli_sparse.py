@@ -27,12 +27,19 @@ def test_it_trains_measures_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     clip = cle.load_sparse_clip(out, cle.planted_clip())
     assert clip.vision.cfg.d_embed == 64
     assert float(clip.logit_scale.detach().exp()) <= 20.001
+    assert "the cap of 20 was not reached" in said
     state = (tmp_path / "sparse" / "training_state.pt").stat().st_mtime_ns
     assert main(["train-sparse", "--out", out, *QUICK, "--cap", "20"]) == 0
     assert capsys.readouterr().out == said
     assert (tmp_path / "sparse" / "training_state.pt").stat().st_mtime_ns == state
     assert main(["train-sparse", "--out", out, *QUICK, "--cap", "30"]) == 2
     assert "largest_logit_scale was 20.0 and is now 30.0" in capsys.readouterr().err
+
+
+def test_a_cap_that_was_reached_is_not_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train-sparse", "--out", str(tmp_path / "sparse"), *QUICK, "--cap", "10"]) == 0
+    said = capsys.readouterr().out
+    assert "not reached" not in said
 
 
 def test_pairs_of_a_file(tmp_path: Path) -> None:

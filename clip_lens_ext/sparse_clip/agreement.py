@@ -22,6 +22,10 @@ class Agreement(NamedTuple):
     """The same with the words of every other feature, in the mean."""
     rank: Tensor
     """Place of the feature's own words among the words of all features, for its pictures: 1 is best; ties halve."""
+    first: Tensor
+    """Its share of the first place: 1 over the number of features whose words fit equally well, its own among them,
+    where no other feature's fit better; else 0. Were the words dealt at random, the mean is 1 over the number of
+    features, exactly."""
 
 
 def agreement(word: Tensor, word_vectors: Tensor, row: Tensor, image_vectors: Tensor) -> Agreement:
@@ -30,7 +34,7 @@ def agreement(word: Tensor, word_vectors: Tensor, row: Tensor, image_vectors: Te
     With unit vectors `t` of words and `x` of pictures, centred by their own means and made unit again (the mean
     direction of each modality, the modality gap, would else be most of every cosine),
     `score_i = mean_{w in words(i), p in pictures(i)} cos(t_w, x_p)`. The control takes the words of all other features
-    in turn: the exact mean over all ways to deal the words anew that leave no feature its own. All three are functions
+    in turn: the exact mean over all ways to deal the words anew that leave no feature its own. All four are functions
     of one mean vector per feature and modality.
 
     Args:
@@ -57,8 +61,8 @@ def agreement(word: Tensor, word_vectors: Tensor, row: Tensor, image_vectors: Te
     own = (words * pictures).sum(dim=1)
     others = words.sum(dim=0) - words
     control = (others * pictures).sum(dim=1) / (n - 1) if n > 1 else torch.full_like(own, torch.nan)
-    found = Agreement(*(torch.full((len(word),), torch.nan, dtype=torch.float64) for _ in range(3)))
-    for filled, values in zip(found, (own, control, _rank(words, pictures, own)), strict=True):
+    found = Agreement(*(torch.full((len(word),), torch.nan, dtype=torch.float64) for _ in Agreement._fields))
+    for filled, values in zip(found, (own, control, *_places(words, pictures, own)), strict=True):
         filled[known] = values
     return found
 
@@ -78,12 +82,13 @@ def _mean(rows: Tensor, vectors: Tensor) -> Tensor:
     return total / count[:, None]
 
 
-def _rank(words: Tensor, pictures: Tensor, own: Tensor) -> Tensor:
-    """Place of each feature's own words; never more than one block of `[feature feature]` at a time."""
-    ranks = []
+def _places(words: Tensor, pictures: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank and share of the first place of each feature's words, from one block of `[feature feature]` at a time."""
+    ranks, first = [own[:0]], [own[:0]]
     for start in range(0, len(own), _BLOCK):
         part = slice(start, start + _BLOCK)
         beyond = pictures[part] @ words.T - own[part, None]
         greater, equal = (beyond > _TIE).sum(dim=1), (beyond.abs() <= _TIE).sum(dim=1)
         ranks.append(greater + (equal + 1).double() / 2)  # it is one of the equal ones itself
-    return torch.cat(ranks) if ranks else own
+        first.append((greater == 0).double() / equal)
+    return torch.cat(ranks), torch.cat(first)

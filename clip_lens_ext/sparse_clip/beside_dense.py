@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import pandas as pd
@@ -18,6 +19,7 @@ from clip_lens_ext.spectrum.embedded import embed
 from clip_lens_ext.spectrum.evaluation_data import EvaluationData
 from clip_lens_ext.spectrum.measures import hits
 from clip_lens_ext.towers.clip import HookedCLIP
+from clip_lens_ext.towers.families.headed import HeadedCLIP
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,8 @@ class BesideDense:
         l0_image, l0_text: mean number of entries above zero in a code of a picture, and of a caption or class; NaN
             for texts where there are none.
         d_code: entries of a code.
+        n_empty: pictures, captions and prompts of classes with a code of zeros, which is like nothing: they are wrong
+            in zero-shot, retrieval and kNN, where what is equally near counts as nearer.
         skipped: pictures that could not be read.
     """
 
@@ -45,6 +49,7 @@ class BesideDense:
     l0_image: float
     l0_text: float
     d_code: int
+    n_empty: int
     skipped: tuple[Skipped, ...]
 
     def to_frame(self) -> pd.DataFrame:
@@ -68,7 +73,8 @@ class BesideDense:
         width = max(len(name) for name in self.measures)
         active = f"{self.l0_image:.1f} of {self.d_code} features are active in a picture"
         said = "" if self.l0_text != self.l0_text else f", {self.l0_text:.1f} in a text"
-        lines = [f"{active}{said}", f"  {'measure':<{width}}  sparse   dense  difference, points"]
+        empty = f"; {self.n_empty} codes are all zeros" * bool(self.n_empty)
+        lines = [f"{active}{said}{empty}", f"  {'measure':<{width}}  sparse   dense  difference, points"]
         for name, sparse, dense, (low, high) in zip(
             self.measures, self.sparse.tolist(), self.dense.tolist(), self.interval.tolist(), strict=True
         ):
@@ -105,6 +111,9 @@ def beside_dense(
     Returns:
         `BesideDense`.
 
+    Warns:
+        Where codes of pictures or texts are all zeros; how many, is in the result.
+
     Raises:
         InputError: a model without sparse heads where `dense` is None, embeddings instead of pictures, or nothing
             that can be measured.
@@ -123,7 +132,8 @@ def beside_dense(
         raise InputError("embeddings are of one model, and two are compared: pass the pictures")
     found = {}
     for name, model in (("sparse", clip), ("dense", dense or dense_clip(clip))):
-        embedded = embed(model, data, bar=f"{name} embeddings" if progress else None)
+        headed = isinstance(model.native, HeadedCLIP)  # a dense model that gives zeros is broken
+        embedded = embed(model, data, bar=f"{name} embeddings" if progress else None, zero=headed)
         found[name] = embedded, hits(embedded, n_neighbors=n_neighbors, probe_c=probe_c)
     (codes, sparse), (_, plain) = found["sparse"], found["dense"]
     if not sparse:
@@ -133,11 +143,15 @@ def beside_dense(
         bootstrap_intervals(one[None], n_bootstrap=n_bootstrap, seed=seed, confidence=confidence) for one in differences
     ])  # fmt: skip
     texts = [part.flatten(0, -2) for part in (codes.classes, codes.texts) if part is not None]
+    empty = [sum(int((~part.any(dim=1)).sum()) for part in parts) for parts in ([codes.images], texts)]
+    if any(empty):
+        warnings.warn(f"the codes of {empty[0]} pictures and {empty[1]} texts are all zeros: they have no direction, "
+                      "and are like nothing", stacklevel=3)  # fmt: skip
     return BesideDense(
         tuple(sparse), torch.stack([one.mean() for one in sparse.values()]),
         torch.stack([plain[name].mean() for name in sparse]), interval,
         torch.tensor([len(one) for one in differences]), confidence, _l0(codes.images),
-        _l0(torch.cat(texts)) if texts else float("nan"), codes.images.shape[1], codes.skipped,
+        _l0(torch.cat(texts)) if texts else float("nan"), codes.images.shape[1], sum(empty), codes.skipped,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from clip_lens_ext.provenance import fingerprint, module_sha256, versions
 from clip_lens_ext.result_files import load_result, save_result
 from clip_lens_ext.sparse_clip.caption_run import Pairs, Run
 from clip_lens_ext.sparse_clip.captioner import SparseCaptioner
-from clip_lens_ext.sparse_clip.checks import checked_count
+from clip_lens_ext.sparse_clip.checks import below_float32, checked_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,8 @@ def train_captioner(
         `CaptionTraining`.
 
     Raises:
-        InputError: other numbers of codes and captions, a setting out of range, a caption that is empty or too long for
+        InputError: other numbers of codes and captions, a setting out of range, weights below float32 that are to be
+            trained, a caption that is empty or too long for
             the language model, a checkpoint of another run (it says what differs), or a loss that diverges.
 
     Example:
@@ -152,6 +153,7 @@ def train_captioner(
                          f"and {weight_decay}")  # fmt: skip
     if not 0 <= held_out < 1:
         raise InputError(f"held_out is a share in [0, 1), got {held_out!r}")
+    _check_dtypes(captioner, joint=joint_steps > 0)
     pairs = Pairs(captioner, codes, captions, held_out, seed)
     origin = {
         "captioner": module_sha256(captioner), "codes": fingerprint(codes),
@@ -186,3 +188,12 @@ def train_captioner(
         torch.tensor([step for step, _ in run.measured], dtype=torch.int64), len(pairs.train), len(pairs.held),
         pairs.longest, settings, {**origin, "versions": versions()},
     )  # fmt: skip
+
+
+def _check_dtypes(captioner: SparseCaptioner, *, joint: bool) -> None:
+    trained = captioner if joint else captioner.adapter
+    for name, weight in trained.named_parameters():
+        if below_float32(weight):
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise InputError(f"{name} is {dtype}, in which AdamW's small steps are rounded away: pass "
+                             "sparse_captioner(..., dtype=torch.float32), or train captioner.float()")  # fmt: skip

@@ -169,14 +169,16 @@ class SparseCaptioner(nn.Module):
         write_parts(path / _ADAPTER, _KIND, self.adapter.state_dict(), sizes, {})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], tokenizer: Any) -> SparseCaptioner:
-        """Read what `save` wrote.
+    def load(
+        cls, folder: str | os.PathLike[str], tokenizer: Any, *, dtype: torch.dtype = torch.float32
+    ) -> SparseCaptioner:
+        """Read what `save` wrote, in a dtype.
 
         Raises:
             LoadError: something is missing or damaged.
         """
         parts = read_parts(Path(folder) / _ADAPTER, _KIND)
-        found = cls(_pretrained(Path(folder) / _LANGUAGE_MODEL), caption_tokenizer(tokenizer), **parts.fields)
+        found = cls(_pretrained(Path(folder) / _LANGUAGE_MODEL, dtype), caption_tokenizer(tokenizer), **parts.fields)
         found.adapter.load_state_dict(parts.tensors, strict=True)
         return found.eval()
 
@@ -188,6 +190,7 @@ def sparse_captioner(
     *,
     n_prefix: int = 4,
     d_hidden: int = 256,
+    dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> SparseCaptioner:
     """A captioner with an untrained adapter: train it with `train_captioner`.
@@ -200,6 +203,8 @@ def sparse_captioner(
         d_code: features of a code.
         n_prefix: prefix vectors.
         d_hidden: width between the adapter's two layers.
+        dtype: of a model that is made or loaded, whatever its file has; None: float32, in which it can be trained. A
+            live one keeps its own.
         seed: of all weights that are random; PyTorch's global generator is left alone.
 
     Returns:
@@ -207,7 +212,7 @@ def sparse_captioner(
 
     Raises:
         LoadError: a pretrained model that is not there, or lacks weights.
-        InputError: sizes below 1, or a tokenizer that does not fit the language model.
+        InputError: sizes below 1, a tokenizer that does not fit the language model, or a dtype for a live one.
 
     Example:
         >>> from transformers import GPT2Config
@@ -221,12 +226,15 @@ def sparse_captioner(
     Reference:
         Qin et al. (2026), Sparse CLIP, arXiv 2601.20075.
     """
+    asked = torch.float32 if dtype is None else dtype
     if isinstance(language_model, PreTrainedConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: Any = AutoModelForCausalLM.from_config(language_model)
+            model: Any = AutoModelForCausalLM.from_config(language_model, dtype=asked)
     elif isinstance(language_model, str | os.PathLike):
-        model = _pretrained(language_model)
+        model = _pretrained(language_model, asked)
+    elif dtype is not None:
+        raise InputError("dtype is of a model that is made or loaded, and a live one keeps its own: leave it out")
     else:
         model = language_model
     return SparseCaptioner(
@@ -234,12 +242,12 @@ def sparse_captioner(
     ).eval()
 
 
-def _pretrained(name: str | os.PathLike[str]) -> nn.Module:
+def _pretrained(name: str | os.PathLike[str], dtype: torch.dtype) -> nn.Module:
     # transformers fills what a file lacks with random numbers, and only warns.
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
         model, report = loaded
     except Exception as error:  # transformers, safetensors and the hub each have their own
         raise LoadError(f"{name} could not be loaded as a causal language model: {type(error).__name__}: {error}")\

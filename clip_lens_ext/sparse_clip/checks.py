@@ -141,3 +141,13 @@ def checked_strengths(strengths: float | Sequence[float]) -> tuple[float, ...]:
         raise InputError(f"a strength is an activation above zero and finite, got {strengths!r}; to set a feature to "
                          "zero, suppress it")  # fmt: skip
     return tuple(float(one) for one in given)
+
+
+def below_float32(weight: Tensor) -> bool:
+    """Whether a weight is of a dtype in which an optimiser's small steps are rounded away.
+
+    Example:
+        >>> below_float32(torch.zeros(1, dtype=torch.bfloat16)), below_float32(torch.zeros(1))
+        (True, False)
+    """
+    return weight.is_floating_point() and weight.dtype.itemsize < torch.float32.itemsize

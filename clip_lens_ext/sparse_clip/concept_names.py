@@ -52,6 +52,8 @@ class ConceptNames:
         control: the same with the words of every other feature, in the mean, `[d_code]`.
         rank: place of the feature's own words among those of all features, for its pictures: 1 is best, ties
             halve, `[d_code]`.
+        first: its share of the first place there: 1 over the number of features with words that fit equally well, where
+            none fit better, else 0, float64 `[d_code]`.
         text_energy: mean activation over texts, float64 `[d_code]`.
         n_texts: texts of that mean.
         text_source: `"vocabulary"` where the words stand in for texts, else `"texts"`.
@@ -69,6 +71,7 @@ class ConceptNames:
     agreement: Tensor
     control: Tensor
     rank: Tensor
+    first: Tensor
     text_energy: Tensor
     n_texts: int
     text_source: str
@@ -150,12 +153,15 @@ class ConceptNames:
 
     @property
     def retrieval_accuracy(self) -> float:
-        """Share of the features whose own words fit their pictures better than any other feature's; NaN if none has."""
-        return float((self.rank == 1).sum()) / self.n_scored if self.n_scored else float("nan")
+        """Share of the features whose own words fit their pictures best of all features'; NaN if none has an agreement.
+
+        Features with words that fit equally well, as the same words do, share the first place.
+        """
+        return float(self.first.nanmean())
 
     @property
     def retrieval_chance(self) -> float:
-        """That share were the words dealt at random."""
+        """That share were the words dealt at random, in the mean over all deals; exact, with ties too."""
         return 1 / self.n_scored if self.n_scored else float("nan")
 
     def of(self, feature: int) -> Concept:
@@ -208,9 +214,9 @@ class ConceptNames:
         """A row for each feature; `words` is one text, `frequency` the share of the pictures that activate it."""
         words = [", ".join(self.terms[word] for word in row if word >= 0) for row in self.word.tolist()]
         columns = {
-            "agreement": self.agreement, "control": self.control, "rank": self.rank, "modality": self.modality,
-            "density": self.density, "frequency": self.images.activity.frequency, "n_words": self.n_words,
-            "n_images": self.images.activity.n_active,
+            "agreement": self.agreement, "control": self.control, "rank": self.rank, "first": self.first,
+            "modality": self.modality, "density": self.density, "frequency": self.images.activity.frequency,
+            "n_words": self.n_words, "n_images": self.images.activity.n_active,
         }  # fmt: skip
         return pd.DataFrame({
             "feature": range(len(self)), "name": pd.Series(self.names, dtype=object), "words": words,

@@ -127,7 +127,7 @@ def name_concepts(
     }  # fmt: skip
     return ConceptNames(
         words.top.sample, words.top.activation, words.count.result().n_active, found, scores.score, scores.control,
-        scores.rank, energy, len(vocabulary if texts is None else texts),
+        scores.rank, scores.first, energy, len(vocabulary if texts is None else texts),
         "vocabulary" if texts is None else "texts", vocabulary.terms, vocabulary.templates, vocabulary.fingerprint,
         judge.model_name, provenance,
     )  # fmt: skip
@@ -216,7 +216,7 @@ def _agreement(
 ) -> Agreement:  # fmt: skip
     terms = judge_terms or vocabulary.embed(judge, progress=progress)
     if int((found.sample >= 0).sum()) == 0:  # nothing activates anything: no score, as for each such feature
-        return Agreement(*(torch.full((len(word),), torch.nan, dtype=torch.float64) for _ in range(3)))
+        return Agreement(*(torch.full((len(word),), torch.nan, dtype=torch.float64) for _ in Agreement._fields))
     seen = embed_references(
         found, images, judge, batch_size=batch_size, checkpoint=None if checkpoint is None else f"{checkpoint}.judge",
         checkpoint_every=checkpoint_every, progress=progress,

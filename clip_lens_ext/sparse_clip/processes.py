@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clip_lens_ext.errors import InputError
 
 Said = TypeVar("Said")
+_AT_ONCE: Final = 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,14 @@ class Processes:
     n: int
 
     @classmethod
-    def now(cls) -> Processes:
+    def now(cls, device: torch.device | None = None) -> Processes:
         """Those of `torch.distributed`, or one alone where it was not begun.
+
+        Args:
+            device: of the model.
+
+        Raises:
+            InputError: NCCL, and a model that is not on this process' current device; it says what to call before.
 
         Example:
             >>> Processes.now()
@@ -38,6 +45,14 @@ class Processes:
         """
         if not (dist.is_available() and dist.is_initialized()):
             return cls(0, 1)
+        if device is not None and dist.get_backend() == dist.Backend.NCCL:
+            current = torch.device("cuda", torch.cuda.current_device())
+            if torch.device(device.type, current.index if device.index is None else device.index) != current:
+                raise InputError(
+                    f"the model is on {device}, and NCCL uses {current}, the current device of process "
+                    f"{dist.get_rank()}: call torch.cuda.set_device(rank) with the LOCAL_RANK of each process before "
+                    "init_process_group, and load the model with device=f'cuda:{rank}'"
+                )
         return cls(dist.get_rank(), dist.get_world_size())
 
     def loss(self) -> ClipLoss:
@@ -80,6 +95,24 @@ class Processes:
         if self.n > 1:
             dist.all_gather_object(found, own)
         return found
+
+    def told(self, own: Any) -> Any:
+        """What process 0 says, in all of them."""
+        found = [own]
+        if self.n > 1:
+            dist.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def share_rows(self, rows: Tensor, device: torch.device) -> None:
+        """Fill `rows` with those of process 0, over a device, some at a time."""
+        if self.n == 1 or rows.numel() == 0:
+            return
+        at_once = max(1, _AT_ONCE // (rows[0].numel() * rows.element_size()))
+        for part in rows.split(at_once):
+            sent = part.to(device).contiguous()
+            dist.broadcast(sent, src=0)
+            if self.rank:
+                part.copy_(sent)
 
     def wait(self) -> None:
         """Until all are here."""

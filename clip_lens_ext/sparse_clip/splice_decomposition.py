@@ -54,7 +54,8 @@ def decompose(
         embeddings: of pictures, of any length but zero, `[sample d_embed]`.
         terms: of the words, by the same model, as `Vocabulary.embed` gives them.
         l1: weight of the penalty; from the greatest entry of `D u` on, all weights are zero.
-        l0: instead of `l1`: the mean number of words above zero per embedding; `l1`, one for all, is searched for.
+        l0: instead of `l1`: the mean number of words above zero per embedding; `l1`, one for all, is searched for. Not
+            every mean can be had, of few embeddings above all.
         image_mean: of unit embeddings, `[d_embed]`; None: of `embeddings`, which should be many and varied then.
         term_mean: likewise of the words; None: of `terms`.
         solver: `"working_set"`, all at once; `"sklearn"`: coordinate descent, one embedding after the other.
@@ -67,7 +68,8 @@ def decompose(
         `Decomposition` with the gap of each sample.
 
     Warns:
-        Where samples have not converged; how many, and which, is in the result.
+        Where samples have not converged; how many, and which, is in the result. Where the mean number of words is not
+        within 2 % of `l0`.
 
     Raises:
         InputError: both of `l1` and `l0` or neither, one out of range or out of reach, another width, NaN, an embedding
@@ -119,10 +121,14 @@ def decompose(
         warnings.warn(
             f"{int((~converged).sum())} of {len(u)} samples have not converged after {max_iter} steps: the greatest "
             f"gap is {float(gap.max()):.2g}, and {tol / 2:.2g} was asked for; see .converged",
-            stacklevel=2,
+            stacklevel=3,
         )
+    codes = _joined([one for one, _ in parts])
+    n_words = len(codes.value) / len(u)
+    if l0 is not None and abs(n_words - l0) > _CLOSE * l0:
+        warnings.warn(f"the nearest mean number of words is {n_words:.3g}, not {l0:g}, with l1={l1:.3g}", stacklevel=3)
     found = Decomposition(
-        codes=_joined([codes for codes, _ in parts]), terms=terms.terms, l1=l1, gap=gap, converged=converged,
+        codes=codes, terms=terms.terms, l1=l1, gap=gap, converged=converged,
         cosine=gap, cosine_centred=gap, dictionary=dictionary.float(), image_mean=m_image.float(),
         term_mean=m_term.float(), solver=solver, tol=tol, n_iterations=max(one.n_iterations for _, one in parts),
         provenance={"model": terms.model, "model_hash": terms.model_hash, "vocabulary": terms.vocabulary,

@@ -18,6 +18,7 @@ from clip_lens_ext.sparse_clip.steering_result import SteeringEffect, check_inte
 
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _AT_ONCE = 256  # pictures
+_TIE = 1e-12  # cosines nearer than this are equal: the same sum in another order
 
 
 @torch.no_grad()
@@ -34,9 +35,12 @@ def steering_effect(
     """Suppress the features of each picture's class, boost those of another class, and classify and retrieve again.
 
     Zero-shot is the class of the greatest cosine; it says no class where two are equally great, as where a code has
-    become zero. Retrieval is of *other* pictures: with one picture steered and all others as they are, the share of
-    the others' captions whose own picture is nearest (what is equally near counts as nearer), and the share that found
-    it before and no longer does, because the steered picture has got in between.
+    become zero. Captions are compared both ways; in each, what is equally near counts as nearer, but for pictures with
+    the same caption (equal codes), which are no rivals. Of the steered picture: whether its nearest caption is still
+    its own, and whether it has become one of a picture of the new class. Of the *other* pictures, with this one steered
+    and all others as they are: the share of their captions whose own picture is nearest, and the share that found it
+    before and no longer does, because the steered picture has got in between. One picture is one of many rivals, so
+    those two hardly move.
 
     Args:
         data: pictures, classes and their features; with captions, retrieval is measured too.
@@ -69,7 +73,7 @@ def steering_effect(
     checked_count(n_bootstrap, "n_bootstrap")
     check_interval(confidence)
     plan = plan_steering(data, n_controls=n_controls, seed=seed)
-    others = None if data.caption_codes is None else _Others(data.codes, data.caption_codes)
+    others = None if data.caption_codes is None else _Others(data, data.caption_codes)
     before = _measure(data, data.codes, plan.new_labels, others)
     n_arm = 1 + n_controls
     found = []
@@ -79,13 +83,15 @@ def steering_effect(
                 codes = steer(data.codes, plan.suppress[arm], plan.boost[arm], strength)
                 found.append(_measure(data, codes, plan.new_labels, others))
                 bar.update()
-    predicted, cosine, retrieval, harmed = (torch.stack(part).unflatten(0, (len(values), n_arm))
-                                            for part in zip(*found, strict=True))  # fmt: skip
+    after = _Measured(*(torch.stack(part).unflatten(0, (len(values), n_arm))
+                        for part in zip(*found, strict=True)))  # fmt: skip
     removed = data.codes.cpu().expand(n_arm, -1, -1).gather(2, plan.suppress).double().sum(dim=-1)
     return SteeringEffect(
         classes=data.classes, strengths=values, labels=data.labels, new_labels=plan.new_labels,
         predicted_before=before.predicted, cosine_before=before.cosine, retrieval_before=before.retrieval,
-        predicted=predicted, cosine=cosine, retrieval=retrieval, harmed=harmed, removed=removed,
+        own_caption_before=before.own_caption, new_caption_before=before.new_caption,
+        predicted=after.predicted, cosine=after.cosine, retrieval=after.retrieval, harmed=after.harmed,
+        own_caption=after.own_caption, new_caption=after.new_caption, removed=removed,
         k=data.concepts.features.shape[1], n_bootstrap=n_bootstrap, confidence=confidence, seed=seed,
         provenance={**data.concepts.provenance, "codes": fingerprint(data.codes), "versions": versions()},
     )  # fmt: skip
@@ -98,27 +104,38 @@ class _Measured(NamedTuple):
     cosine: Tensor
     retrieval: Tensor
     harmed: Tensor
+    own_caption: Tensor
+    new_caption: Tensor
 
 
 class _Others:
     """Captions and the pictures as they are: how many pictures are as near to a caption as its own or nearer."""
 
-    def __init__(self, codes: Tensor, captions: Tensor) -> None:
-        self.captions = _unit(captions)
-        similarity = self.captions @ _unit(codes).T
+    def __init__(self, data: SteeringData, captions: Tensor) -> None:
+        device = data.codes.device
+        captions = captions.to(device)
+        self.captions, self.labels = _unit(captions), data.labels.to(device)
+        self.group = captions.unique(dim=0, return_inverse=True)[1]  # pictures with one caption are no rivals
+        similarity = self.captions @ _unit(data.codes).T
         self.own = similarity.diagonal()[:, None]
-        self.nearer = (similarity >= self.own) & ~torch.eye(len(codes), dtype=torch.bool, device=codes.device)
+        self.nearer = (similarity - self.own > -_TIE) & (self.group[:, None] != self.group)
         self.n_nearer = self.nearer.sum(dim=1, keepdim=True)
 
-    def with_steered(self, unit: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-        """R@1 and harm of the other captions with each of some pictures steered alone, `[picture]` both."""
-        now = self.captions @ unit.T >= self.own  # [caption picture]
+    def with_steered(self, unit: Tensor, columns: slice, new_labels: Tensor) -> tuple[Tensor, ...]:
+        """The last four of `_Measured`, with each of some pictures steered alone, `[picture]` each."""
+        similarity = self.captions @ unit.T  # [caption picture]
+        rival = self.group[:, None] != self.group[columns]
+        now = (similarity - self.own > -_TIE) & rival
         places = torch.arange(columns.start, columns.start + len(unit), device=unit.device)
+        each = torch.arange(len(unit), device=unit.device)
         other = torch.ones_like(now)
-        other[places, torch.arange(len(unit), device=unit.device)] = False
+        other[places, each] = False
         before = (self.n_nearer == 0) & other
         after = (self.n_nearer - self.nearer[:, columns].long() + now.long() == 0) & other
-        return _share(after, other), _share(before & ~after, other)
+        own = ~((similarity - similarity[places, each] > -_TIE) & rival).any(dim=0)
+        of_new = self.labels[:, None] == new_labels.to(unit.device)
+        best, rest = (similarity.masked_fill(gone, -torch.inf).amax(dim=0) for gone in (~of_new, of_new))
+        return _share(after, other), _share(before & ~after, other), own.double(), (best - rest > _TIE).double()
 
 
 def _measure(data: SteeringData, codes: Tensor, new_labels: Tensor, others: _Others | None) -> _Measured:
@@ -130,8 +147,8 @@ def _measure(data: SteeringData, codes: Tensor, new_labels: Tensor, others: _Oth
         cosine = (unit @ classes.T).cpu()
         pair = torch.stack([data.labels[columns], new_labels[columns]], dim=1)
         absent = cosine.new_full((len(cosine),), torch.nan)
-        retrieval, harmed = (absent, absent) if others is None else others.with_steered(unit, columns)
-        parts.append(_Measured(_winner(cosine), cosine.gather(1, pair), retrieval.cpu(), harmed.cpu()))
+        captions = (absent,) * 4 if others is None else others.with_steered(unit, columns, new_labels[columns])
+        parts.append(_Measured(_winner(cosine), cosine.gather(1, pair), *(part.cpu() for part in captions)))
     return _Measured(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

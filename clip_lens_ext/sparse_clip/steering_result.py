@@ -30,10 +30,14 @@ class SteeringEffect:
         predicted_before: the class that zero-shot gives it as it is, `[picture]`; -1: two are equally near.
         cosine_before: with its own class and with the new one, `[picture 2]`.
         retrieval_before: R@1 of the other pictures' captions, `[picture]`; NaN without captions.
+        own_caption_before: 1 where the caption nearest to the picture is its own, else 0, `[picture]`; NaN without
+            captions. Captions that are equal to its own are its own, and other ties count as nearer.
+        new_caption_before: 1 where the nearest caption is one of a picture of the new class, else 0, `[picture]`.
         predicted: with the picture steered, `[strength arm picture]`.
         cosine: likewise, `[strength arm picture 2]`.
         retrieval: R@1 of the other pictures' captions with this picture steered, `[strength arm picture]`.
         harmed: share of them that found their picture before and do not now, `[strength arm picture]`.
+        own_caption, new_caption: as before, of the steered picture, `[strength arm picture]`.
         removed: sum of the activations that were suppressed, `[arm picture]`.
         k: features of each concept.
         n_bootstrap, confidence, seed: of the intervals, and of what was drawn.
@@ -47,10 +51,14 @@ class SteeringEffect:
     predicted_before: Tensor
     cosine_before: Tensor
     retrieval_before: Tensor
+    own_caption_before: Tensor
+    new_caption_before: Tensor
     predicted: Tensor
     cosine: Tensor
     retrieval: Tensor
     harmed: Tensor
+    own_caption: Tensor
+    new_caption: Tensor
     removed: Tensor
     k: int
     n_bootstrap: int
@@ -72,8 +80,10 @@ class SteeringEffect:
         """A row for the pictures as they are, and for each strength one of the concepts and one of the controls.
 
         Columns: `success`, `kept`: shares of the pictures; `change_old`, `change_new`: of the cosine with the two
-        classes, positive where it rises; `retrieval`, `harmed`: of the other pictures' captions; `removed`: activation
-        that was suppressed; `success_over_control`: difference on the same pictures. Each mean with `_low` and `_high`.
+        classes, positive where it rises; `own_caption`, `new_caption`: shares of the pictures whose nearest caption is
+        their own, or one of the new class; `retrieval`, `harmed`: of the other pictures' captions; `removed`: the
+        activation that was suppressed; `success_over_control`: difference on the same pictures. Each mean with `_low`
+        and `_high`.
         """
         cosine = self.cosine - self.cosine_before
         values = {
@@ -81,6 +91,8 @@ class SteeringEffect:
             "kept": (self.predicted_before == self.labels, self.kept),
             "change_old": (torch.zeros(len(self.labels)), cosine[..., 0]),
             "change_new": (torch.zeros(len(self.labels)), cosine[..., 1]),
+            "own_caption": (self.own_caption_before, self.own_caption),
+            "new_caption": (self.new_caption_before, self.new_caption),
             "retrieval": (self.retrieval_before, self.retrieval),
             "harmed": (torch.zeros_like(self.retrieval_before) + 0 * self.retrieval_before, self.harmed),
             "removed": (torch.zeros(len(self.labels)), self.removed.expand(len(self.strengths), -1, -1)),
@@ -111,7 +123,8 @@ class SteeringEffect:
 
     def _fits(self) -> bool:
         shape = (len(self.strengths), self.predicted.shape[1], len(self.labels))
-        same = all(part.shape[:3] == shape for part in (self.predicted, self.cosine, self.retrieval, self.harmed))
+        parts = (self.predicted, self.cosine, self.retrieval, self.harmed, self.own_caption, self.new_caption)
+        same = all(part.shape[:3] == shape for part in parts)
         return same and self.removed.shape == shape[1:] and len(self.new_labels) == len(self.labels)
 
 

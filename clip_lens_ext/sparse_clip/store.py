@@ -46,7 +46,8 @@ def load_sparse_clip(
         folder: of the model, or of one of the checkpoints of its training.
         dense: the model under the heads, of which nothing is copied and nothing changed but device and dtype, if given;
             where the folder holds the towers too, any model of the same architecture. None: opened by `load_clip` under
-            the name that it had, which works where that name was a tag, a repository or a folder.
+            the name that it had, which works where that name was a tag or a repository of the hub; of a folder or a
+            file of weights the last part of its name alone is known, so pass those.
         device, dtype: as in `load_clip`; None leaves both.
 
     Returns:

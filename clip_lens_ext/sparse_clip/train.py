@@ -19,8 +19,9 @@ from clip_lens_ext.sparse_clip.head import dense_clip, headed
 from clip_lens_ext.sparse_clip.paired_captions import PairedCaptions
 from clip_lens_ext.sparse_clip.pairs import EmbeddedPairs, embed_pairs
 from clip_lens_ext.sparse_clip.processes import Processes
+from clip_lens_ext.sparse_clip.shared_pairs import pairs_of_the_first
 from clip_lens_ext.sparse_clip.store import load_sparse_clip, save_sparse_clip
-from clip_lens_ext.sparse_clip.trainer import COLUMNS, Trainer, trained_part
+from clip_lens_ext.sparse_clip.trainer import COLUMNS, Trainer, check_dtypes, trained_part
 from clip_lens_ext.sparse_clip.training_data import HeadData, TowerData, TrainingData
 from clip_lens_ext.sparse_clip.training_folder import TrainingFolder
 from clip_lens_ext.sparse_clip.training_settings import Precision, Trained, TrainingSettings
@@ -111,11 +112,15 @@ def train_sparse_clip(
 ) -> SparseTraining:
     """Train a Sparse CLIP with CLIP's contrastive loss: of the cosines of the codes, times a factor that is capped.
 
-    Nothing in the loss asks for sparsity but the ReLU; the cap on the factor is the knob: a lower one leaves fewer
-    features active. `l1`, and `activation="topk"` of `add_sparse_heads`, are ablations that the paper argues against.
+    Nothing in the loss asks for sparsity but the ReLU; the cap on the factor is the knob: in the paper a lower one
+    leaves fewer features active. It acts once the factor has reached it, so in a short training begin there, with
+    `add_sparse_heads(logit_scale=)`. `l1`, and `activation="topk"` of `add_sparse_heads`, are ablations that the paper
+    argues against.
 
     Started by `torchrun`, after `torch.distributed.init_process_group`, each process takes its share of every batch;
-    the gradient is that of the whole batch, and process 0 writes.
+    the gradient is that of the whole batch, and process 0 writes. For heads alone process 0 embeds the pairs while the
+    others wait; if that takes longer than the process group's timeout (half an hour with gloo, ten minutes with NCCL),
+    call `embed_pairs` before and pass what it gives, or a longer `timeout` to `init_process_group`.
 
     Args:
         clip: from `add_sparse_heads`; it is not changed. To train from nothing, begin with the `HookedCLIP` of a model
@@ -132,7 +137,7 @@ def train_sparse_clip(
         l1: weight of the mean absolute sum of a code, un-normalised.
         clip_gradient: greatest norm of the gradient; None: as it comes.
         precision: of the forward pass; `"bfloat16"` or `"float16"` (with a scaled loss) for a GPU. Weights, loss and
-            optimiser are in the dtype of the model.
+            optimiser are in the dtype of the model, float32 or wider.
         n_accumulated: parts in which a process goes through its share, for memory; the gradient stays that of the whole
             batch, at the price of a second forward pass.
         output_dir: where state, checkpoints and model go, and with heads alone the embeddings of the pairs; the same
@@ -149,10 +154,14 @@ def train_sparse_clip(
     Returns:
         `SparseTraining`.
 
+    Warns:
+        Where every code of a batch has become zero, of pictures or of texts: nothing is learnt from there on.
+
     Raises:
-        InputError: a setting out of range, a model without heads or with a factor above the cap, captions that do not
-            fit, embeddings of another model, fewer pairs than in a batch, a batch that does not divide, a loss that is
-            NaN, or an `output_dir` with another training; it says which.
+        InputError: a setting out of range, a model without heads, with weights below float32 that are to be trained,
+            with a factor above the cap or, with NCCL, on another device than the current one, captions that do not fit,
+            embeddings of another model, fewer pairs than in a batch, a batch that does not divide, a loss that is NaN,
+            or an `output_dir` with another training; it says which.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -171,7 +180,8 @@ def train_sparse_clip(
         trained, n_epochs, batch_size, lr, weight_decay, warmup, largest_logit_scale, l1, clip_gradient, precision,
         n_accumulated, tuple(checkpoints), checkpoint_every, n_workers, seed,
     )  # fmt: skip
-    native, processes = headed(clip), Processes.now()
+    native, processes = headed(clip), Processes.now(clip.vision.cfg.device)
+    check_dtypes(native, settings)
     factor = float(native.logit_scale.detach().exp())
     if factor > largest_logit_scale * (1 + 1e-6):
         cap = f"{largest_logit_scale:g}"
@@ -186,8 +196,8 @@ def train_sparse_clip(
     folder, identity = None, {**settings.compared, **_begins(native, settings)}
     if output_dir is not None:
         folder = TrainingFolder(output_dir, identity, whole=False)
-    kept_at = None if folder is None or processes.rank else folder.embedded
-    pairs = _pairs(clip, images, captions, settings, preprocess, kept_at, shown)
+    kept_at = None if folder is None else folder.embedded
+    pairs = _pairs(clip, images, captions, settings, preprocess, kept_at, processes, shown)
     clip = _copy(clip, native, settings)
     native = headed(clip)
     data: TrainingData
@@ -210,7 +220,7 @@ def train_sparse_clip(
 
 def _pairs(
     clip: HookedCLIP, images: Any, captions: Sequence[str | Sequence[str]] | None, settings: TrainingSettings,
-    preprocess: Preprocess | None, kept_at: Path | None, progress: bool,
+    preprocess: Preprocess | None, kept_at: Path | None, processes: Processes, progress: bool,
 ) -> EmbeddedPairs | PairedCaptions:  # fmt: skip
     if isinstance(images, EmbeddedPairs):
         if captions is not None or settings.trained == "all":
@@ -222,9 +232,15 @@ def _pairs(
         raise InputError("pictures need captions: a text, or several, for each")
     if settings.trained == "all":
         return PairedCaptions.of(captions)
-    if kept_at is not None:
-        kept_at.parent.mkdir(parents=True, exist_ok=True)
-    return embed_pairs(dense_clip(clip), images, captions, preprocess=preprocess, checkpoint=kept_at, progress=progress)
+    given = captions
+
+    def embedded() -> EmbeddedPairs:
+        if kept_at is not None:
+            kept_at.parent.mkdir(parents=True, exist_ok=True)
+        return embed_pairs(dense_clip(clip), images, given, preprocess=preprocess, checkpoint=kept_at,
+                           progress=progress)  # fmt: skip
+
+    return pairs_of_the_first(embedded, processes, clip.vision.cfg.device)
 
 
 def _check(clip: HookedCLIP, pairs: EmbeddedPairs) -> None:
@@ -278,12 +294,16 @@ def _go(
             folder.write_state(trainer.state())
             written = trainer.done
 
-    def after_step() -> None:
-        if trainer.done in kept:
+    def keep() -> None:
+        if trainer.done in kept and not folder.has_checkpoint(trainer.done):
             save_sparse_clip(clip, folder.checkpoint(trainer.done), towers=towers, training=said(trainer))
+
+    def after_step() -> None:
+        keep()
         if trainer.done % settings.checkpoint_every == 0:
             write()
 
+    keep()  # an interrupt while it was written leaves the state of its step, and the steps to come begin after it
     try:
         trainer.run(max(last, trainer.done), after_step, progress=progress)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
+from clip_lens_ext.errors import InputError
+from clip_lens_ext.sparse_clip.checks import below_float32
 from clip_lens_ext.sparse_clip.contrastive import Step, contrastive_step
 from clip_lens_ext.sparse_clip.paired_captions import order_of
 from clip_lens_ext.sparse_clip.processes import Processes
@@ -58,6 +61,7 @@ class Trainer:
         self.done = 0
         self.history: list[list[float]] = []
         self.whole = True
+        self._said_dead = False
         # Running means change with a forward pass, all else with the optimiser alone.
         self._forward_changes = any(isinstance(part, _BatchNorm) for part in self._trained.modules())
 
@@ -77,10 +81,9 @@ class Trainer:
                 bar.set_postfix(loss=f"{row[2]:.3f}", L0=l0, scale=f"{row[5]:.1f}", refresh=False)
                 after_step()
 
-    def _shares(self, first: int, last: int) -> list[Share]:
-        """This process' pairs in each step to come."""
+    def _shares(self, first: int, last: int) -> Iterator[Share]:
+        """This process' pairs in each step to come, one epoch's order at a time."""
         per_epoch = self._settings.steps_per_epoch(self._data.n)
-        shares: list[Share] = []
         order, draws, drawn = torch.empty(0), torch.empty(0), -1
         for step in range(first, last):
             epoch, place = divmod(step, per_epoch)
@@ -89,8 +92,7 @@ class Trainer:
                 drawn = epoch
             batch = order[place * self._settings.batch_size : (place + 1) * self._settings.batch_size]
             own = torch.cat(list(self._processes.share(batch, self._settings.n_accumulated)))
-            shares.append(Share(own, draws[own]))
-        return shares
+            yield Share(own, draws[own])
 
     def _step(self, images: Tensor, texts: Tensor) -> list[float]:
         settings, scale = self._settings, self._native.logit_scale
@@ -115,8 +117,17 @@ class Trainer:
         with torch.no_grad():
             scale.clamp_(0, torch.tensor(settings.largest_logit_scale).log().item())
         seen = Step(*self._processes.mean([seen.loss, seen.l0_image, seen.l0_text], self._device))
+        self._say_dead(seen)
         epoch = (self.done + 1) / settings.steps_per_epoch(self._data.n)
         return [self.done + 1, epoch, seen.loss, seen.l0_image, seen.l0_text, float(scale.detach().exp()), lr]
+
+    def _say_dead(self, seen: Step) -> None:
+        """One warning where the codes of a whole batch have become zero, which no gradient brings back."""
+        dead = [name for name, l0 in (("pictures", seen.l0_image), ("texts", seen.l0_text)) if l0 == 0]
+        if dead and not self._said_dead and self._processes.rank == 0:
+            self._said_dead = True
+            warnings.warn(f"step {self.done + 1}: every code of {' and '.join(dead)} is zero: nothing is learnt any "
+                          "more; lower l1 or lr", stacklevel=6)  # fmt: skip
 
     def _encode(self, numbered: tuple[int, Any]) -> tuple[Tensor, Tensor]:
         """Codes of one part; what is random in a tower is the same each time, and in a training that was resumed."""
@@ -154,6 +165,16 @@ def trained_part(native: HeadedCLIP, settings: TrainingSettings) -> nn.Module:
     part = nn.Module()
     part.image_head, part.text_head, part.logit_scale = native.image_head, native.text_head, native.logit_scale
     return part
+
+
+def check_dtypes(native: HeadedCLIP, settings: TrainingSettings) -> None:
+    """Raise `InputError` where what is trained is below float32: the optimiser's small steps would be rounded away."""
+    for name, weight in trained_part(native, settings).named_parameters():
+        if weight.requires_grad and below_float32(weight):
+            dtype = str(weight.dtype).removeprefix("torch.")
+            asked = settings.precision if settings.precision != "float32" else dtype
+            raise InputError(f"{name} is {dtype}, in which AdamW's small steps are rounded away: load the model in "
+                             f"float32 and pass precision={asked!r}, which is of the forward pass")  # fmt: skip
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import tee
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -42,8 +43,8 @@ class TrainingData(Protocol):
     def skipped(self) -> Sequence[Skipped]:
         """What could not be read."""
 
-    def batches(self, shares: Sequence[Share]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and texts of each share in turn, as `encode` takes them."""
+    def batches(self, shares: Iterable[Share]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and texts of each share in turn, as `encode` takes them; shares are asked for as they are needed."""
 
     def encode(self, part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Codes of images and texts, with gradients, `[pair d_code]`."""
@@ -58,7 +59,7 @@ class HeadData:
         self._captions, self._native = pairs.pairing, native
         self.n, self.fingerprint, self.skipped = pairs.n, pairs.sha256(), pairs.skipped
 
-    def batches(self, shares: Sequence[Share]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, shares: Iterable[Share]) -> Iterator[tuple[Tensor, Tensor]]:
         """Embeddings of each share."""
         for pictures, draws in shares:
             texts = self._captions.draw(pictures, draws)
@@ -108,11 +109,12 @@ class TowerData:
             about=" ".join(prints.values()),
         )
 
-    def batches(self, shares: Sequence[Share]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, shares: Iterable[Share]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pictures and token ids of each share, read ahead by `n_workers` processes."""
-        rows = [self._places[share.pictures].tolist() for share in shares]
+        read, shown = tee(shares)  # which holds those alone that are read ahead
+        rows = (self._places[share.pictures].tolist() for share in read)
         loader = DataLoader(_Pictures(self._source), batch_sampler=rows, num_workers=self._n_workers)
-        for share, pixels in zip(shares, loader, strict=True):
+        for share, pixels in zip(shown, loader, strict=True):
             tokens = self._tokens[self._captions.draw(share.pictures, share.draws)]
             yield pixels.to(self._device, self._dtype), tokens.to(self._device)
 

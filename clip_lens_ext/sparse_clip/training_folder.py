@@ -90,6 +90,10 @@ class TrainingFolder:
         """The folder of the weights after a step."""
         return self.path / CHECKPOINTS / f"step_{step:08d}"
 
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether the weights after a step are there, and whole."""
+        return (self.checkpoint(step) / from_sparse.CONFIG).is_file()
+
     def kept(self) -> list[tuple[int, Path]]:
         """The steps after which the weights are there, ascending."""
         found = sorted((self.path / CHECKPOINTS).glob("step_*"))

@@ -60,8 +60,9 @@ class Embedded:
 
 @torch.no_grad()
 def embed(
-    clip: HookedCLIP | None, data: EvaluationData, *, split: NoiseSplit | None = None, bar: str | None = None
-) -> Embedded:
+    clip: HookedCLIP | None, data: EvaluationData, *, split: NoiseSplit | None = None, bar: str | None = None,
+    zero: bool = False,
+) -> Embedded:  # fmt: skip
     """Embed everything, with a split pruned at its hook where one is given.
 
     Args:
@@ -69,17 +70,19 @@ def embed(
         data: what to embed.
         split: what to prune, at the hook of the split; None: nothing.
         bar: name of a progress bar; None: no bar.
+        zero: whether the model may give embeddings of zeros, as a ReLU may; they stay zero, and are like nothing.
 
     Raises:
-        InputError: pictures or texts without a model to embed them, or embeddings of unequal width.
+        InputError: pictures or texts without a model to embed them, embeddings of unequal width, or one that is NaN,
+            infinite or, where it may not be, zero.
     """
     if split is not None and clip is None:
         raise InputError("pruning inside of a tower needs the model: pass clip")
     context = nullcontext() if split is None or clip is None else prune(clip, split)
     with context:
-        images, kept, skipped, fingerprint = _images(clip, data, bar)
-        classes = _classes(clip, data)
-        texts, pairs = _captions(clip, data)
+        images, kept, skipped, fingerprint = _images(clip, data, bar, zero)
+        classes = _classes(clip, data, zero)
+        texts, pairs = _captions(clip, data, zero)
     widths = {part.shape[-1] for part in (images, classes, texts) if part is not None}
     if len(widths) > 1:
         raise InputError(
@@ -99,7 +102,7 @@ def is_of_embedding(split: NoiseSplit) -> bool:
 
 
 def _images(
-    clip: HookedCLIP | None, data: EvaluationData, bar: str | None
+    clip: HookedCLIP | None, data: EvaluationData, bar: str | None, zero: bool
 ) -> tuple[Tensor, Tensor, tuple[Skipped, ...], str | None]:
     if data.has_embeddings:
         if len(data.images) != data.n:
@@ -118,10 +121,11 @@ def _images(
             shown.update(len(batch.names))
     if max(indexes) >= data.n:
         raise InputError(f"more than {max(indexes)} pictures, and {data.n} labels or captions")
-    return _embeddings(torch.cat(rows), "images"), torch.tensor(indexes), tuple(batches.skipped), batches.fingerprint
+    found = _embeddings(torch.cat(rows), "images", zero=zero)
+    return found, torch.tensor(indexes), tuple(batches.skipped), batches.fingerprint
 
 
-def _classes(clip: HookedCLIP | None, data: EvaluationData) -> Tensor | None:
+def _classes(clip: HookedCLIP | None, data: EvaluationData, zero: bool) -> Tensor | None:
     if data.classes is None:
         return None
     if isinstance(data.classes, Tensor):
@@ -133,10 +137,10 @@ def _classes(clip: HookedCLIP | None, data: EvaluationData) -> Tensor | None:
         return _embeddings(given.flatten(0, 1), "classes").unflatten(0, given.shape[:2])
     templates = data.prompt_templates
     prompts = [template.replace("{}", name) for name in data.classes for template in templates]
-    return _texts(clip, prompts, data.batch_size).unflatten(0, (len(data.classes), len(templates)))
+    return _texts(clip, prompts, data.batch_size, zero).unflatten(0, (len(data.classes), len(templates)))
 
 
-def _captions(clip: HookedCLIP | None, data: EvaluationData) -> tuple[Tensor | None, Tensor]:
+def _captions(clip: HookedCLIP | None, data: EvaluationData, zero: bool) -> tuple[Tensor | None, Tensor]:
     """Distinct captions, and which belong to which picture."""
     if data.captions is None:
         return None, torch.empty(0, 2, dtype=torch.long)
@@ -151,24 +155,25 @@ def _captions(clip: HookedCLIP | None, data: EvaluationData) -> tuple[Tensor | N
         if not own:
             raise InputError(f"picture {image} has no caption")
         pairs += [(image, number.setdefault(text, len(number))) for text in dict.fromkeys(own)]
-    return _texts(clip, list(number), data.batch_size), torch.tensor(pairs)
+    return _texts(clip, list(number), data.batch_size, zero), torch.tensor(pairs)
 
 
-def _texts(clip: HookedCLIP | None, texts: list[str], batch_size: int) -> Tensor:
+def _texts(clip: HookedCLIP | None, texts: list[str], batch_size: int, zero: bool) -> Tensor:
     if clip is None:
         raise InputError("texts need a model to embed them: pass clip, or embeddings [... d_embed]")
     parts = [clip.embed_texts(texts[start : start + batch_size]).cpu() for start in range(0, len(texts), batch_size)]
-    return _embeddings(torch.cat(parts), "texts")
+    return _embeddings(torch.cat(parts), "texts", zero=zero)
 
 
-def _embeddings(rows: Tensor, what: str) -> Tensor:
+def _embeddings(rows: Tensor, what: str, *, zero: bool = False) -> Tensor:
     found = rows.detach().cpu().double()
-    bad = ~torch.isfinite(found).all(dim=-1) | (found == 0).all(dim=-1)
+    bad = ~torch.isfinite(found).all(dim=-1) | ((found == 0).all(dim=-1) & (not zero))
     if bad.any():
-        raise InputError(f"the embedding of number {int(bad.int().argmax())} of the {what} is NaN, infinite or zero")
+        kinds = "NaN or infinite" if zero else "NaN, infinite or zero"
+        raise InputError(f"the embedding of number {int(bad.int().argmax())} of the {what} is {kinds}")
     return _unit(found)
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Unit length; a row of which pruning leaves nothing stays zero, and is like nothing."""
+    """Unit length; a row of zeros, as pruning or a ReLU may leave it, stays zero, and is like nothing."""
     return F.normalize(rows, dim=-1)

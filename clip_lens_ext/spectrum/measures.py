@@ -23,7 +23,8 @@ def hits(embedded: Embedded, *, n_neighbors: int, probe_c: float) -> dict[str, T
     - `image to text R@1`, `R@5`: a caption of the test picture is among the nearest of the test's captions.
     - `text to image R@1`, `R@5`: a picture of the caption is among the nearest of all test pictures.
     - `kNN`: the majority of the `n_neighbors` nearest training pictures has the test picture's class (scikit-learn).
-      Where a class of the test has no training picture there is no kNN and no probe.
+      A picture with an embedding of zeros has no neighbours, and is wrong. Where a class of the test has no training
+      picture there is no kNN and no probe.
     - `linear probe`: logistic regression on unit-length embeddings of the training pictures (scikit-learn).
 
     "Nearest" is by cosine. What is equally near counts as nearer, so embeddings that are all alike are never right.
@@ -106,4 +107,6 @@ def _classifiers(embedded: Embedded, labels: Tensor, n_neighbors: int, probe_c: 
                     f"the linear probe did not converge with probe_c={probe_c}: pass a smaller one"
                 ) from error
         guesses["linear probe"] = probe.predict(embedded.images[test].numpy())
-    return {name: torch.from_numpy(guess == labels[test].numpy()).double() for name, guess in guesses.items()}
+    found = {name: torch.from_numpy(guess == labels[test].numpy()).double() for name, guess in guesses.items()}
+    found["kNN"] *= embedded.images[test].any(dim=1)  # one of zeros is equally far from all
+    return found

@@ -194,6 +194,34 @@ def test_on_disk(tmp_path: Path) -> None:
         SparseCaptioner.load(tmp_path / "captioner", words)
 
 
+def test_a_pretrained_model_is_trained_in_float32(tmp_path: Path) -> None:
+    words, folder = WordTokenizer(WORDS), tmp_path / "half"
+    captioner_of(seed=2).language_model.bfloat16().save_pretrained(folder)
+    found = sparse_captioner(folder, words, D, n_prefix=3, d_hidden=8)
+    assert {weight.dtype for weight in found.parameters()} == {torch.float32}
+    before = found.language_model.lm_head.weight.clone()
+    train(found, adapter_steps=0, joint_steps=5, joint_lr=1e-6)
+    assert not torch.equal(found.language_model.lm_head.weight, before)  # bfloat16 would have rounded such steps away
+    half = sparse_captioner(folder, words, D, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    half.generate(codes_of(2), max_tokens=3)
+    for steps in ({"adapter_steps": 0}, {"adapter_steps": 3, "joint_steps": 0}):
+        with pytest.raises(InputError, match=r"is bfloat16, .* dtype=torch\.float32"):
+            train(half, **steps)
+    mixed = captioner_of()
+    mixed.language_model.bfloat16()
+    with pytest.raises(InputError, match=r"language_model\..* is bfloat16"):
+        train(mixed, adapter_steps=0)
+    made = sparse_captioner(config_of(words.vocab_size, dtype=torch.bfloat16), words, D)
+    assert {weight.dtype for weight in made.parameters()} == {torch.float32}
+    half.save(tmp_path / "again")
+    assert next(SparseCaptioner.load(tmp_path / "again", words).parameters()).dtype == torch.float32
+    again = SparseCaptioner.load(tmp_path / "again", words, dtype=torch.bfloat16)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in half.state_dict().items())
+    with pytest.raises(InputError, match="a live one keeps its own"):
+        sparse_captioner(found.language_model, words, D, dtype=torch.float32)
+
+
 def test_tokenizers() -> None:
     plain = Tokenizer(WordLevel({"<end>": 0, "<unk>": 1, "a": 2, "star": 3}, unk_token="<unk>"))
     plain.pre_tokenizer = Whitespace()

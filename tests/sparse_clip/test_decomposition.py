@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -123,11 +124,23 @@ def test_properties(tmp_path: Any) -> None:
 def test_an_l0_is_searched_for() -> None:
     embeddings, words = unit(20, 16, 0), unit(80, 16, 1)
     found = decompose(embeddings, terms_of(words), l0=5, progress=False)
-    assert float(found.l0.double().mean()) == pytest.approx(5, rel=0.05)
+    assert float(found.l0.double().mean()) == pytest.approx(5, rel=0.02)
     again = decompose(embeddings, terms_of(words), l1=found.l1, progress=False)
     assert torch.equal(again.l0, found.l0)
     with pytest.raises(InputError, match="out of reach"):
         decompose(embeddings, terms_of(words), l0=70, progress=False)
+
+
+def test_an_l0_that_cannot_be_had_is_said() -> None:
+    embeddings, words = unit(4, 16, 0), unit(80, 16, 1)
+    with pytest.warns(UserWarning, match=r"the nearest mean number of words is 0\.25, not 0\.05") as said:
+        found = decompose(embeddings, terms_of(words), l0=0.05, progress=False)
+    assert int(found.l0.sum()) == 1
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = decompose(embeddings, terms_of(words), l0=0.25, progress=False)
+    assert int(exact.l0.sum()) == 1
 
 
 @pytest.mark.parametrize("solver", ["working_set", "sklearn"])

@@ -48,7 +48,7 @@ def names_of(words: list[list[int]], pictures: list[list[int]], **changed: Any) 
     nothing = torch.full((n,), torch.nan, dtype=torch.float64)
     n_words = (word >= 0).sum(dim=1)
     made = ConceptNames(
-        word, (word >= 0).float(), n_words, images, nothing, nothing, nothing, n_words.double() / len(TERMS),
+        word, (word >= 0).float(), n_words, images, *(nothing,) * 4, n_words.double() / len(TERMS),
         len(TERMS), "vocabulary", TERMS, ("{}",), "fingerprint", "judge", {},
     )  # fmt: skip
     return replace(made, **changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from statistics import fmean
@@ -53,7 +54,7 @@ def with_heads(clip: HookedCLIP, change: Any) -> HookedCLIP:
 
 
 def same(one: ConceptNames, other: ConceptNames) -> None:
-    for field in ("word", "word_activation", "n_words", "agreement", "control", "rank", "text_energy"):
+    for field in ("word", "word_activation", "n_words", "agreement", "control", "rank", "first", "text_energy"):
         assert torch.equal(getattr(one, field).nan_to_num(9), getattr(other, field).nan_to_num(9)), field
     for field in ("sample", "activation", "indexes"):
         assert torch.equal(getattr(one.images, field), getattr(other.images, field)), field
@@ -89,7 +90,7 @@ def test_words_and_pictures_by_loops(planted_sparse: HookedCLIP, named: ConceptN
 
 
 def slow_agreement(words: list[list[int]], t: Tensor, rows: list[list[int]], x: Tensor) -> list[list[float]]:
-    """Score, control and rank from the formula: every pair of a word and a picture by itself."""
+    """Score, control, rank and share of the first place: every pair of a word and a picture by itself."""
 
     def centred(vectors: Tensor) -> list[Tensor]:
         unit = [v.double() / math.sqrt(float(v.double() @ v.double())) for v in vectors]
@@ -108,11 +109,13 @@ def slow_agreement(words: list[list[int]], t: Tensor, rows: list[list[int]], x: 
     alive = [i for i in range(len(words)) if words[i] and rows[i]]
     for j in range(len(words)):
         if j not in alive:
-            found.append([math.nan] * 3)
+            found.append([math.nan] * 4)
             continue
         own, others = fit(j, j), [fit(i, j) for i in alive if i != j]
         rank = 1 + sum(other > own + 1e-9 for other in others) + sum(abs(other - own) <= 1e-9 for other in others) / 2
-        found.append([own, fmean(others) if others else math.nan, rank])
+        equal = 1 + sum(abs(other - own) <= 1e-9 for other in others)
+        first = 0.0 if any(other > own + 1e-9 for other in others) else 1 / equal
+        found.append([own, fmean(others) if others else math.nan, rank, first])
     return found
 
 
@@ -132,6 +135,18 @@ def test_agreement_by_loops(seed: int, n: int) -> None:
     found = torch.stack(list(agreement(padded[0], t, padded[1], x)), dim=1)
     expected = slow_agreement([w.tolist() for w in words], t, [r.tolist() for r in rows], x)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), equal_nan=True)
+
+
+def test_chance_is_exact_where_words_are_shared() -> None:
+    """Ten features and two words: the mean over all ways to deal five of them, and what a good naming reaches."""
+    generator = torch.Generator().manual_seed(3)
+    t, x = torch.randn(2, 5, generator=generator), torch.randn(10, 5, generator=generator)
+    words, rows = torch.arange(10)[:, None] % 2, torch.arange(10)[:, None]
+    deals = [agreement(words[list(order)], t, rows[:5], x).first.mean() for order in itertools.permutations(range(5))]
+    assert float(torch.stack(deals).mean()) == pytest.approx(1 / 5, abs=1e-12)
+    found = agreement(words, t, rows, t[words[:, 0]])
+    assert not bool((found.rank == 1).any())
+    assert found.first.tolist() == [0.2] * 10  # the best that two words can do
 
 
 def test_agreement_without_a_direction() -> None:

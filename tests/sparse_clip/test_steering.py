@@ -189,6 +189,14 @@ def cosine_by_loops(z: Tensor, t: Tensor) -> float:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_effect_by_loops(seed: int) -> None:
     data, strengths = by_hand(9, 3, seed), (0.5, 3.0)
+    assert data.caption_codes is not None
+    codes, captions = data.codes.clone(), data.caption_codes.clone()
+    codes[4] = codes[1]  # equally near to every caption
+    captions[7] = 0  # and a caption to which all pictures are
+    captions[5], captions[6] = captions[2], captions[0]  # captions of two pictures, of one class
+    captions[8] = captions[3]  # and of two
+    data = replace(data, codes=codes, caption_codes=captions)
+    groups = [next(r for r in range(9) if torch.equal(captions[r], captions[q])) for q in range(9)]
     found = steering_effect(data, strengths=strengths, n_controls=2, seed=seed, progress=False)
     plan = plan_steering(data, n_controls=2, seed=seed)
     n, d = data.codes.shape
@@ -202,13 +210,19 @@ def test_the_effect_by_loops(seed: int) -> None:
                 assert int(found.predicted[s, arm, p]) == max(range(3), key=lambda i: cosines[i])
                 pair = [cosines[int(data.labels[p])], cosines[int(plan.new_labels[p])]]
                 assert found.cosine[s, arm, p].tolist() == pytest.approx(pair, abs=1e-12)
+                for own, new, row in ((found.own_caption[s, arm], found.new_caption[s, arm], code),
+                                      (found.own_caption_before, found.new_caption_before, codes[p])):  # fmt: skip
+                    near = [cosine_by_loops(caption, row) for caption in captions]
+                    assert bool(own[p]) == all(near[q] < near[p] for q in range(n) if groups[q] != groups[p])
+                    there = [near[q] for q in range(n) if data.labels[q] == plan.new_labels[p]]
+                    rest = [near[q] for q in range(n) if data.labels[q] != plan.new_labels[p]]
+                    assert bool(new[p]) == (max(there) > max(rest))
                 hits, harmed = 0, 0
                 for q in set(range(n)) - {p}:
-                    assert data.caption_codes is not None
-                    near = [cosine_by_loops(data.caption_codes[q], data.codes[r]) for r in range(n)]
-                    before = all(near[r] < near[q] for r in range(n) if r != q)
-                    near[p] = cosine_by_loops(data.caption_codes[q], code)
-                    after = all(near[r] < near[q] for r in range(n) if r != q)
+                    near = [cosine_by_loops(captions[q], codes[r]) for r in range(n)]
+                    before = all(near[r] < near[q] for r in range(n) if groups[r] != groups[q])
+                    near[p] = cosine_by_loops(captions[q], code)
+                    after = all(near[r] < near[q] for r in range(n) if groups[r] != groups[q])
                     hits, harmed = hits + after, harmed + (before and not after)
                 assert float(found.retrieval[s, arm, p]) == pytest.approx(hits / (n - 1))
                 assert float(found.harmed[s, arm, p]) == pytest.approx(harmed / (n - 1))
@@ -219,6 +233,11 @@ def test_the_effect_by_loops(seed: int) -> None:
     assert frame.kept[4] == float(found.kept[1, 1:].double().mean())
     assert frame.change_new[3] == pytest.approx(float((found.cosine - found.cosine_before)[1, 0, :, 1].mean()))
     over = (found.success[1, 0].double() - found.success[1, 1:].double().mean(0)).mean()
+    for name in ("own_caption", "new_caption"):
+        assert frame[name][0] == pytest.approx(float(getattr(found, f"{name}_before").mean()))
+        assert frame[name][3] == pytest.approx(float(getattr(found, name)[1, 0].mean()))
+        assert frame[name][4] == pytest.approx(float(getattr(found, name)[1, 1:].mean()))
+        assert bool((frame[f"{name}_low"] <= frame[name]).all())
     assert frame.success_over_control[3] == pytest.approx(float(over))
     assert bool((frame.success_low[1:] <= frame.success[1:]).all())
 
@@ -252,6 +271,8 @@ def test_an_emptied_code_says_nothing() -> None:
     found = steering_effect(replace(data, codes=codes), strengths=1e-300, n_controls=0, progress=False)
     assert bool((found.predicted == found.new_labels).all())  # a direction, however short
     assert bool(found.retrieval.isnan().all())
+    assert bool(found.own_caption.isnan().all())
+    assert bool(found.new_caption_before.isnan().all())
     frame = found.to_frame()
     assert "success_over_control" not in frame
     assert math.isnan(frame.retrieval[1])
@@ -276,6 +297,8 @@ def test_on_a_planted_sparse_clip(planted_sparse: cle.HookedCLIP, tmp_path: Any)
     assert strong.success_over_control_low > 0.6
     assert strong.change_new > weak.change_new > 0 > weak.change_old
     assert strong.kept < control.kept
+    assert strong.own_caption < control.own_caption
+    assert strong.new_caption > 0.5 > control.new_caption
     assert found.removed[0].mean() == pytest.approx(float(found.removed[1:].mean()), rel=0.4)
     found.save(tmp_path / "s.safetensors")
     again = SteeringEffect.load(tmp_path / "s.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from clip_lens_ext.sparse_clip import (
     embed_pairs,
     load_sparse_clip,
     train_sparse_clip,
+    trainer,
 )
+from clip_lens_ext.sparse_clip.processes import Processes
 from clip_lens_ext.sparse_clip.training_folder import STATE
 
 N, CODE = 26, 48
@@ -147,7 +150,9 @@ def test_parts_of_a_batch_are_the_batch(trained: Any) -> None:
 
 
 @pytest.mark.parametrize("trained", ["heads", "all"])
-@pytest.mark.parametrize("how", ["stopped", "killed", "killed while the weights change"])
+@pytest.mark.parametrize(
+    "how", ["stopped", "killed", "killed while the weights change", "killed while a checkpoint is written"]
+)
 def test_a_training_goes_on_where_it_was(
     trained: Any, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,22 +164,27 @@ def test_a_training_goes_on_where_it_was(
         assert not part.finished
         assert [one.step for one in part.checkpoints] == [2, 5]
     else:
-        from clip_lens_ext.sparse_clip import trainer
+        from clip_lens_ext.towers import from_sparse
 
-        owner, name = (trainer, "contrastive_step") if how == "killed" else (torch.optim.AdamW, "step")
+        places: dict[str, tuple[Any, str, int]] = {
+            "killed": (trainer, "contrastive_step", 6),
+            "killed while the weights change": (torch.optim.AdamW, "step", 6),
+            "killed while a checkpoint is written": (from_sparse, "save_file", 2),
+        }
+        owner, name, last = places[how]
         real, calls = getattr(owner, name), []
 
         def interrupted(*args: Any, **kwargs: Any) -> Any:
             calls.append(0)
-            if owner is trainer and len(calls) == 6:
+            if owner is trainer and len(calls) == last:
                 raise KeyboardInterrupt
             result = real(*args, **kwargs)
-            if len(calls) == 6:
+            if len(calls) == last:
                 raise KeyboardInterrupt
             return result
 
         monkeypatch.setattr(owner, name, interrupted)
-        often = {"checkpoint_every": 4} if owner is not trainer else {}
+        often = {"checkpoint_every": 4} if owner is torch.optim.AdamW else {}
         with pytest.raises(KeyboardInterrupt):
             train_sparse_clip(start, *data(), **settings, **often, output_dir=tmp_path / "parts")
         monkeypatch.undo()
@@ -184,8 +194,8 @@ def test_a_training_goes_on_where_it_was(
     for one, other in zip(whole.checkpoints, again.checkpoints, strict=True):
         a, b = whole.open(one).native.state_dict(), again.open(other).native.state_dict()
         assert all(torch.equal(a[name], b[name]) for name in a)
-    last = again.open(again.checkpoints[-1]).native.state_dict()
-    assert all(torch.equal(value, last[name]) for name, value in weights(again).items())
+    end = again.open(again.checkpoints[-1]).native.state_dict()
+    assert all(torch.equal(value, end[name]) for name, value in weights(again).items())
     written = (tmp_path / "parts" / STATE).stat().st_mtime_ns
     same(train_sparse_clip(start, *data(), **settings, output_dir=tmp_path / "parts"), whole)
     assert (tmp_path / "parts" / STATE).stat().st_mtime_ns == written  # nothing was left to do
@@ -201,6 +211,25 @@ def test_pairs_are_embedded_once(tmp_path: Path) -> None:
         assert sum(seen) == N
     assert found.finished
     same(found, train_sparse_clip(sparse(), *data(), **QUICK))
+
+
+@pytest.mark.parametrize(("trained", "n_workers", "most"), [("heads", 0, 1), ("all", 0, 1), ("all", 1, 3)])
+def test_the_order_of_an_epoch_is_drawn_when_it_begins(
+    trained: Any, n_workers: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    real = trainer.order_of
+    monkeypatch.setattr(trainer, "order_of", lambda n, seed, epoch: drawn.append(epoch) or real(n, seed, epoch))
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "contrastive_step", stopped)
+    settings = {**QUICK, "n_epochs": 50, "batch_size": 26, "trained": trained, "n_workers": n_workers}
+    with pytest.raises(KeyboardInterrupt):
+        train_sparse_clip(sparse(), *data(), **settings)
+    assert drawn == list(range(len(drawn)))
+    assert 1 <= len(drawn) <= most  # two batches are read ahead for each worker
 
 
 @pytest.mark.parametrize("when", ["in the forward pass", "before it"])
@@ -272,27 +301,100 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import sys, torch\n"
+        "from pathlib import Path\n"
         "torch.set_num_threads(1)\n"
         f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}\n"
         "from test_train_sparse import QUICK, data, sparse\n"
         "from clip_lens_ext.sparse_clip import train_sparse_clip\n"
         "torch.distributed.init_process_group('gloo')\n"
+        "folder, last = Path(sys.argv[1]), int(sys.argv[2]) or None\n"
         "for trained in ('heads', 'all'):\n"
-        "    train_sparse_clip(sparse(), *data(), **QUICK, trained=trained, n_accumulated=2,\n"
-        "                      output_dir=f'{sys.argv[1]}/{trained}')\n"
+        "    clip, seen = sparse(), []\n"
+        "    clip.native.dense.visual.conv1.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))\n"
+        "    train_sparse_clip(clip, *data(), **QUICK, l1=0.01, trained=trained, n_accumulated=2, stop_after=last,\n"
+        "                      output_dir=folder / trained)\n"
+        "    (folder / f'{trained} {last} {torch.distributed.get_rank()}').write_text(str(sum(seen)))\n"
+        "free = train_sparse_clip(sparse(), *data(), **QUICK, stop_after=2)\n"
+        "try:\n"
+        "    train_sparse_clip(sparse(), data()[0], data()[1][1:], **QUICK)\n"
+        "except ValueError as error:\n"
+        "    (folder / f'refused {torch.distributed.get_rank()}').write_text(str(error))\n"
         "torch.distributed.destroy_process_group()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ended = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    for last in ("4", "0"):
+        ended = subprocess.run([*command, str(script), str(tmp_path), last], capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    # One of them embeds, and none does again.
+    embedded = [int((tmp_path / f"heads {last} {rank}").read_text()) for last in (4, None) for rank in (0, 1)]
+    assert embedded == [N, 0, 0, 0]
+    assert (tmp_path / "refused 0").read_text() == "26 pictures, and captions of 25"
+    assert (tmp_path / "refused 1").read_text().endswith("InputError: 26 pictures, and captions of 25")
     kinds: tuple[Any, ...] = ("heads", "all")
+    settings = {**QUICK, "l1": 0.01}
     for trained in kinds:
         two = train_sparse_clip(
-            sparse(), *data(), **QUICK, trained=trained, output_dir=tmp_path / trained, stop_after=1
+            sparse(), *data(), **settings, trained=trained, output_dir=tmp_path / trained, stop_after=1
         )
-        one = train_sparse_clip(sparse(), *data(), **QUICK, trained=trained)
+        one = train_sparse_clip(sparse(), *data(), **settings, trained=trained)
         assert two.finished  # read back, and not trained again
         same(one, two, rtol=2e-3, atol=2e-4)  # sums in another order, through Adam
+
+
+@pytest.mark.parametrize(("device", "message"), [("cpu", "on cpu, and NCCL"), ("cuda:0", "on cuda:0, and NCCL"),
+                                                 ("cuda:1", None), ("cuda", None)])  # fmt: skip
+def test_nccl_is_of_the_device_of_the_model(device: str, message: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("is_initialized", True), ("get_backend", "nccl"), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    if message is None:
+        assert Processes.now(torch.device(device)) == Processes(1, 2)
+    else:
+        with pytest.raises(InputError, match=rf"{message} uses cuda:1, .* torch\.cuda\.set_device\(rank\)"):
+            Processes.now(torch.device(device))
+
+
+@pytest.mark.parametrize(("precision", "factor"), [("float32", 1.0), ("bfloat16", 1.0), ("float16", 2.0**16)])
+def test_the_loss_is_scaled_for_float16(precision: Any, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes into the loss from behind is the scale; a step of infinite gradients is left out, and halves it."""
+    real, factors = trainer.contrastive_step, []
+
+    def recorded(*args: Any, backward: Any, **kwargs: Any) -> Any:
+        def watched(loss: Tensor) -> None:
+            factors.append(0.0)
+
+            def seen(gradient: Tensor) -> Tensor:
+                factors[-1] = float(gradient)
+                return gradient * math.inf if len(factors) == infinite else gradient
+
+            loss.register_hook(seen)
+            backward(loss)
+
+        return real(*args, backward=watched, **kwargs)
+
+    monkeypatch.setattr(trainer, "contrastive_step", recorded)
+    infinite = 0
+    train_sparse_clip(sparse(), *data(), **QUICK, precision=precision, stop_after=3)
+    assert factors == [factor] * 3
+    if precision != "float16":
+        return
+    infinite, before = 2, []
+    for last in (1, 2, 3):
+        factors.clear()
+        before.append(weights(train_sparse_clip(sparse(), *data(), **QUICK, precision=precision, stop_after=last)))
+    assert factors == [factor, factor, factor / 2]
+    assert all(torch.equal(value, before[1][name]) for name, value in before[0].items())
+    assert not torch.equal(before[1]["image_head.weight"], before[2]["image_head.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("trained", "precision"), [("heads", "float32"), ("all", "float16")])
+def test_half_weights_are_not_trained(dtype: str, trained: Any, precision: Any, tmp_path: Path) -> None:
+    half = sparse().to(dtype=getattr(torch, dtype))
+    asked = {"float32": dtype, "float16": "float16"}[precision]
+    with pytest.raises(InputError, match=f"is {dtype}, .* load the model in float32 and pass precision='{asked}'"):
+        train_sparse_clip(half, *data(), **QUICK, trained=trained, precision=precision, output_dir=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -314,6 +416,20 @@ def test_ablations_are_sparser() -> None:
     assert penalised.l0_image < plain.l0_image
     assert penalised.l0_text < plain.l0_text
     assert max(top.l0_image, top.l0_text) <= 5 < min(plain.l0_image, plain.l0_text)
+
+
+def test_a_training_that_dies_says_so() -> None:
+    with pytest.warns(UserWarning, match="every code of .* is zero: nothing is learnt any more") as said:
+        dead = train_sparse_clip(sparse(), *data(), **{**QUICK, "lr": 3e-2, "n_epochs": 20}, l1=1.0)
+    assert len(said) == 1
+    assert dead.history.iloc[-1].l0_image == dead.history.iloc[-1].l0_text == 0
+    assert dead.history.loss.iloc[-1] == pytest.approx(math.log(8))
+    first = int((dead.history[["l0_image", "l0_text"]] == 0).any(axis=1).idxmax()) + 1
+    assert str(said[0].message).startswith(f"step {first}: ")
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_sparse_clip(sparse(), *data(), **QUICK, l1=0.01)
 
 
 def files(folder: Path, broken: tuple[int, ...] = ()) -> list[Path]:
