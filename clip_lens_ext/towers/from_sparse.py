@@ -93,7 +93,7 @@ def write(
     assert isinstance(head, SparseHead)
     assert clip.text is not None
     about = SparseFolder(
-        path, native.dense_name, [] if towers else _sha256(native, clip), [
+        path, native.dense_name, [] if towers else _sha256(native, native.dense_name), [
             int(native.image_head.in_features), int(native.text_head.in_features)  # type: ignore[arg-type]
         ], head.out_features, head.activation, head.k, towers, dict(training),
     )  # fmt: skip
@@ -151,7 +151,8 @@ def load(found: SparseFolder, dense: HookedCLIP) -> HookedCLIP:
     ]
     clip = put_together(dense, heads[0], heads[1], 0.0)
     assert isinstance(clip.native, HeadedCLIP)
-    if not found.has_towers and _sha256(clip.native, clip) != found.dense_sha256:
+    # The hash has the name in it: that of the training is taken, for the same weights may be opened by another one.
+    if not found.has_towers and _sha256(clip.native, found.dense) != found.dense_sha256:
         raise LoadError(
             f"the heads in {found.path} were trained on {found.dense}, and this {dense.model_name} has other weights, "
             "or the same in another dtype: pass dense= that model"
@@ -165,7 +166,7 @@ def load(found: SparseFolder, dense: HookedCLIP) -> HookedCLIP:
     return clip.eval()
 
 
-def _sha256(native: HeadedCLIP, clip: HookedCLIP) -> list[str]:
-    plain = HookedCLIP(native.dense, model_name=native.dense_name)
+def _sha256(native: HeadedCLIP, name: str) -> list[str]:
+    plain = HookedCLIP(native.dense, model_name=name)
     assert plain.text is not None
     return [tower_sha256(plain.vision), tower_sha256(plain.text)]

@@ -1,4 +1,4 @@
-"""What tells one tower from another, whatever it is called: a hash for caches and checkpoints."""
+"""What tells one tower from another: a hash for caches and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from clip_lens_ext.towers.tower import HookedTower
 
 
 def tower_sha256(tower: HookedTower) -> str:
-    """The sha256 of a tower's weights and configuration, the same on every device.
+    """The sha256 of a tower's weights and configuration, its model's name among it; the same on every device.
 
     Example:
         >>> import clip_lens_ext as cle

@@ -568,6 +568,9 @@ def test_load_sparse_clip_finds_the_right_dense_model(tmp_path: Path) -> None:
     x = data()[0][:3]
     with torch.no_grad():
         assert torch.equal(again.vision(x), found.clip.vision(x))
+    other_name = cle.HookedCLIP(build_clip(), tokenizer=tokenizer, model_name="the same from another folder")
+    with torch.no_grad():
+        assert torch.equal(load_sparse_clip(tmp_path, other_name).vision(x), again.vision(x))
     with pytest.raises(LoadError, match="has other weights"):
         load_sparse_clip(tmp_path, dense(seed=1))
     with pytest.raises(LoadError, match=r"'tiny' under the heads .* pass dense="):
