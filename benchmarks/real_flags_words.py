@@ -84,7 +84,8 @@ def main() -> None:
     folder = args.runs / "words"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "senses.safetensors").exists():
-        cle.find_picture_senses(clip, photos, sae, target, n=N, batch_size=8).save(folder / "senses.safetensors")
+        kept = {"checkpoint": folder / "senses.pass"}
+        cle.find_picture_senses(clip, photos, sae, target, n=N, batch_size=8, **kept).save(folder / "senses.safetensors")
     senses = cle.PictureSenses.load(folder / "senses.safetensors")
     asked = [target.labels.index(name) for name in (*WORDS, *CLASSES, *PARTS)]
     # COCO's photos and what the words retrieve: what the sheets show.
