@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from clip_lens_ext.image_files import Skipped
+from clip_lens_ext.pass_rows import RowAccumulator
 from clip_lens_ext.provenance import fingerprint
 
 if TYPE_CHECKING:
@@ -64,41 +64,22 @@ class EffectRows(NamedTuple):
     through_error: Tensor
 
 
-class EffectAccumulator:
-    """Edits in the order of a pass; an accumulator for `run_pass`."""
+class EffectAccumulator(RowAccumulator[EffectRows]):
+    """Edits in the order of a pass, whose entries count rows."""
 
     def __init__(self) -> None:
-        self._parts: list[EffectRows] = []
-        self._n_rows = 0
+        super().__init__(EffectRows)
 
-    def update(self, rows: EffectRows, /) -> None:
-        """Take in the rows of an edit, whose entries count from its own first row."""
-        self._parts.append(rows._replace(through_row=rows.through_row + self._n_rows))
-        self._n_rows += len(rows.names)
+    def update(self, part: EffectRows, /) -> None:
+        """Take in the rows of an edit, or of several, whose entries count from their own first row."""
+        n_rows = sum(len(known.names) for known in self._parts)
+        super().update(part._replace(through_row=part.through_row + n_rows))
 
-    def merge(self, other: EffectAccumulator, /) -> EffectAccumulator:
+    def merge(self, other: RowAccumulator[EffectRows], /) -> RowAccumulator[EffectRows]:
         """Take in later edits, and return itself."""
         if other._parts:
             self.update(other.result())
         return self
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs."""
-        return self.result()._asdict()
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Become what another one of the same settings was."""
-        self._parts, self._n_rows = [EffectRows(**state)], len(state["names"])
-
-    def result(self) -> EffectRows:
-        """All edits so far, at least one."""
-        if len(self._parts) > 1:
-            self._parts = [EffectRows(*(_joined(column) for column in zip(*self._parts, strict=True)))]
-        return self._parts[0]
-
-
-def _joined(column: Sequence[Any]) -> Any:
-    return torch.cat(list(column)) if isinstance(column[0], Tensor) else [entry for part in column for entry in part]
 
 
 def known_by(edits: Sequence[Intervention]) -> dict[str, Any]:

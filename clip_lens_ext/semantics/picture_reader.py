@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 
 from clip_lens_ext.data import ImageBatch, ImageBatches
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.pass_rows import RowAccumulator
 from clip_lens_ext.passes import PassReport, run_pass
 from clip_lens_ext.provenance import tensors_sha256
 from clip_lens_ext.saes.codes import codes_of
@@ -31,36 +31,6 @@ class Pictures(NamedTuple):
     """With each prompt, float64 `[sample prompt]`."""
     indexes: Tensor
     """Their positions in the data, `[sample]`."""
-
-
-class PictureAccumulator:
-    """Pictures in the order of a pass; an accumulator for `run_pass`."""
-
-    def __init__(self) -> None:
-        self._parts: list[Pictures] = []
-
-    def update(self, part: Pictures, /) -> None:
-        """Take in the pictures of a batch."""
-        self._parts.append(part)
-
-    def merge(self, other: PictureAccumulator, /) -> PictureAccumulator:
-        """Take in later pictures of the same data, and return itself."""
-        self._parts += other._parts
-        return self
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs."""
-        return self.result()._asdict()
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Become what another one was."""
-        self._parts = [Pictures(**state)]
-
-    def result(self) -> Pictures:
-        """All pictures so far."""
-        if len(self._parts) > 1:
-            self._parts = [Pictures(*(torch.cat(rows) for rows in zip(*self._parts, strict=True)))]
-        return self._parts[0]
 
 
 class PictureReader:
@@ -85,7 +55,7 @@ class PictureReader:
         self, batches: ImageBatches, checkpoint: str | os.PathLike[str] | None, checkpoint_every: int
     ) -> tuple[Pictures, PassReport]:
         """Features, cosines and positions of all pictures that can be read."""
-        tower, found = self.clip.vision, PictureAccumulator()
+        tower, found = self.clip.vision, RowAccumulator(Pictures)
         settings: dict[str, Any] = {}
         if checkpoint is not None:
             settings = {"what": "find_picture_senses", "model_sha256": tower_sha256(tower), "hook_name": self.hook_name,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clip_lens_ext.data import ImageBatch, Preprocess, image_batches
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.pass_rows import RowAccumulator
 from clip_lens_ext.passes import run_pass
 from clip_lens_ext.provenance import tensors_sha256, versions
 from clip_lens_ext.saes.codes import SparseCodes, codes_of
@@ -24,7 +25,7 @@ from clip_lens_ext.saes.decoder import check_decoder, check_reconstructs, decode
 from clip_lens_ext.saes.identity import sae_sha256
 from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.prompts import Target, embedded_prompts
-from clip_lens_ext.semantics.switch_off_pass import OffAccumulator, OffBatch
+from clip_lens_ext.semantics.switch_off_pass import AXES, OffBatch
 from clip_lens_ext.semantics.switched_off import SwitchedOff
 from clip_lens_ext.semantics.through_latents import cosines, tail
 from clip_lens_ext.towers.clip import HookedCLIP
@@ -146,7 +147,7 @@ def switch_off(
             "sets": list(numbers.items()), "n_controls": n_controls, "n_nearest": n_nearest, "spared": spared,
             "seed": seed, "batch_size": batches.batch_size,
         }  # fmt: skip
-    found = OffAccumulator()
+    found = RowAccumulator(OffBatch, AXES)
     report = run_pass(
         batches, step, found, checkpoint=checkpoint, checkpoint_every=checkpoint_every, settings=settings,
         description="switching latents off", progress=progress,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from clip_lens_ext.data import ImageBatch, Preprocess, Skipped, image_batches
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.pass_rows import RowAccumulator
 from clip_lens_ext.passes import run_pass
 from clip_lens_ext.provenance import tensors_sha256
 from clip_lens_ext.result_files import load_result, save_result
@@ -142,7 +143,7 @@ def embed_pairs(
         raise InputError(f"{batches.n_samples} pictures, and captions of {paired.n}")
     vision, text = tower_sha256(clip.vision), tower_sha256(clip.text)
     cfg = clip.vision.cfg
-    seen = _Rows()
+    seen = RowAccumulator(_Rows)
     # Each write has all rows so far: twenty in all cost ten times the size of the rows, however many there are.
     every = [max(50, -(-(n or 0) // (20 * batch_size))) for n in (batches.n_samples, len(paired.texts))]
     report = run_pass(
@@ -150,10 +151,11 @@ def embed_pairs(
         checkpoint=checkpoint, checkpoint_every=every[0], settings={"what": "embed_pairs", "model": vision},
         description="pictures", progress=progress,
     )  # fmt: skip
-    if int(seen.indexes.max()) >= paired.n:
-        raise InputError(f"more than {int(seen.indexes.max())} pictures, and captions of {paired.n}")
+    indexes, images_of = seen.result()
+    if int(indexes.max()) >= paired.n:
+        raise InputError(f"more than {int(indexes.max())} pictures, and captions of {paired.n}")
     tokens = torch.cat([clip.tokenize(paired.texts[at : at + 4096]).cpu() for at in range(0, len(paired.texts), 4096)])
-    tower, said = clip.text, _Rows()
+    tower, said = clip.text, RowAccumulator(_Rows)
     run_pass(
         image_batches(tokens, batch_size=batch_size),
         lambda batch: _embedded(batch, tower(batch.pixels.to(tower.cfg.device))), said,
@@ -161,47 +163,20 @@ def embed_pairs(
         checkpoint_every=every[1],
         settings={"what": "embed_pairs", "model": text}, description="captions", progress=progress,
     )  # fmt: skip
-    own = paired.select(seen.indexes)
-    return EmbeddedPairs(seen.rows, seen.indexes, said.rows, own.texts, own.entries, own.first, report.skipped, vision,
-                         text)  # fmt: skip
+    own = paired.select(indexes)
+    return EmbeddedPairs(images_of, indexes, said.result().rows, own.texts, own.entries, own.first, report.skipped,
+                         vision, text)  # fmt: skip
 
 
-def _embedded(batch: ImageBatch, embedding: Tensor) -> tuple[Tensor, Tensor]:
+def _embedded(batch: ImageBatch, embedding: Tensor) -> _Rows:
     bad = ~torch.isfinite(embedding).all(dim=1)
     if bad.any():
         raise InputError(f"the embedding of {batch.names[int(bad.int().argmax())]!r} is NaN or infinite")
-    return torch.tensor(batch.indexes), embedding.float().cpu()
+    return _Rows(torch.tensor(batch.indexes), embedding.float().cpu())
 
 
-class _Rows:
-    """Embeddings and positions in the order of a pass; an accumulator for `run_pass`."""
+class _Rows(NamedTuple):
+    """Embeddings, and the positions of what they are of."""
 
-    def __init__(self) -> None:
-        self._indexes: list[Tensor] = []
-        self._rows: list[Tensor] = []
-
-    @property
-    def indexes(self) -> Tensor:
-        return torch.cat(self._indexes)
-
-    @property
-    def rows(self) -> Tensor:
-        return torch.cat(self._rows)
-
-    def update(self, value: tuple[Tensor, Tensor], /) -> None:
-        self._indexes.append(value[0])
-        self._rows.append(value[1])
-
-    def merge(self, other: _Rows, /) -> _Rows:
-        self._indexes += other._indexes
-        self._rows += other._rows
-        return self
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"indexes": self.indexes, "rows": self.rows}
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        self._indexes, self._rows = [state["indexes"]], [state["rows"]]
-
-    def result(self) -> _Rows:
-        return self
+    indexes: Tensor
+    rows: Tensor

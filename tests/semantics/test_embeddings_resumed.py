@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracles.resumed import Stopping
 from tiny_clips import tiny_clip
 from torch import Tensor
 
@@ -16,24 +17,9 @@ from clip_lens_ext.semantics.embedding_pass import EmbeddedBatch, EmbeddingAccum
 from clip_lens_ext.towers import HookedCLIP
 
 
-class Pictures:
-    """Pictures of which one stops the pass, as a kill between two batches would; with a stream, in one order alone."""
-
-    def __init__(self, pixels: Tensor, at: int | None) -> None:
-        self.pixels, self.at = pixels, at
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if index == self.at:
-            raise KeyboardInterrupt
-        return self.pixels[index]
-
-
 class Stream(torch.utils.data.IterableDataset):
     def __init__(self, pixels: Tensor, at: int | None) -> None:
-        self.pictures = Pictures(pixels, at)
+        self.pictures = Stopping(pixels, at)
 
     def __iter__(self) -> Any:
         for index in range(len(self.pictures)):
@@ -49,7 +35,7 @@ def embed(references: References, data: Any, judge: HookedCLIP, **settings: Any)
     return embed_references(references, data, judge, **{"batch_size": 2, "progress": False, **settings})
 
 
-@pytest.mark.parametrize("kind", [Pictures, Stream])
+@pytest.mark.parametrize("kind", [Stopping, Stream])
 def test_resumed_anywhere(clip: HookedCLIP, pixels: Tensor, found: References, tmp_path: Path, kind: Any) -> None:
     data = pixels[:9]
     whole = embed(found, data, clip)

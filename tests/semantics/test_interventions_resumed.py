@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from oracles.resumed import same
 from oracles.saes import build_sae
 from tiny_clips import tiny_clip
 from torch import Tensor
@@ -60,17 +60,6 @@ def edits(pixels: Tensor) -> list[Intervention]:
 def measure(clip: HookedCLIP, sae: Any, given: Any, prompts: Any = None, **settings: Any) -> InterventionEffects:
     how = {"n_latents": 3, "batch_size": 2, "progress": False, **settings}
     return measure_interventions(clip, sae, PROMPTS if prompts is None else prompts, given, **how)
-
-
-def same(one: InterventionEffects, other: InterventionEffects) -> None:
-    for field in fields(one):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, Tensor):
-            assert torch.equal(a, b), field.name
-            assert a.dtype == b.dtype, field.name
-        else:
-            assert a == b, field.name
-            assert type(a) is type(b), field.name
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from oracles.resumed import Stopping, same
 from oracles.saes import build_sae
 from PIL import Image
 from tiny_clips import tiny_clip
@@ -22,33 +22,6 @@ from clip_lens_ext.semantics.reference_pass import ReferenceAccumulator, Referen
 from clip_lens_ext.towers import HookedCLIP
 
 HOOK = "blocks.0.hook_resid_post"
-
-
-class Stopping:
-    """Pictures of which one stops the pass, as a kill between two batches would."""
-
-    def __init__(self, pixels: Tensor, at: int | None) -> None:
-        self.pixels, self.at = pixels, at
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if index == self.at:
-            raise KeyboardInterrupt
-        return self.pixels[index]
-
-
-def same(one: Any, other: Any) -> None:
-    for field in fields(one):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, Tensor):
-            assert torch.equal(a, b), field.name
-            assert a.dtype == b.dtype, field.name
-        elif field.name == "activity":
-            same(a, b)
-        else:
-            assert a == b, field.name
 
 
 def collect(clip: HookedCLIP, data: Any, sae: Any, **settings: Any) -> References:

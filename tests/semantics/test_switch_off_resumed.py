@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from oracles.resumed import Stopping, same
 from oracles.saes import build_sae
 from PIL import Image
 from tiny_clips import preprocess, tiny_clip
@@ -16,28 +16,14 @@ from torch import Tensor
 
 from clip_lens_ext.attribution import direction_target, probe_target
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.pass_rows import RowAccumulator
 from clip_lens_ext.saes import encode
 from clip_lens_ext.semantics import SwitchedOff, switch_off
-from clip_lens_ext.semantics.switch_off_pass import OffAccumulator, OffBatch
+from clip_lens_ext.semantics.switch_off_pass import AXES, OffBatch
 from clip_lens_ext.towers import HookedCLIP
 
 HOOK = "blocks.0.hook_resid_post"
 PROMPTS = ["a crane", "a duck", "a bow"]
-
-
-class Stopping:
-    """Pictures of which one stops the pass, as a kill between two batches would."""
-
-    def __init__(self, pixels: Tensor, at: int | None) -> None:
-        self.pixels, self.at = pixels, at
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if index == self.at:
-            raise KeyboardInterrupt
-        return self.pixels[index]
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +35,6 @@ def sets(clip: HookedCLIP, pixels: Tensor, sae: Any) -> dict[str, list[int]]:
 def off(clip: HookedCLIP, data: Any, sae: Any, sets: Any, prompts: Any = None, **settings: Any) -> SwitchedOff:
     how = {"n_controls": 2, "batch_size": 2, "progress": False, **settings}
     return switch_off(clip, data, sae, PROMPTS if prompts is None else prompts, sets, **how)
-
-
-def same(one: SwitchedOff, other: SwitchedOff) -> None:
-    for field in fields(one):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, Tensor):
-            assert torch.equal(a, b), field.name
-            assert a.dtype == b.dtype, field.name
-        else:
-            assert a == b, field.name
 
 
 @pytest.mark.parametrize(("every", "n_controls"), [(1, 2), (3, 0)])
@@ -177,12 +153,12 @@ def test_accumulators_of_two_stretches_are_one() -> None:
             [f"{i}.png" for i in range(start, start + n)],
         )  # fmt: skip
 
-    whole, one, other = (OffAccumulator() for _ in range(3))
+    whole, one, other = (RowAccumulator(OffBatch, AXES) for _ in range(3))
     for own, parts in ((whole, [part(0, 2), part(2, 3), part(5, 1)]), (one, [part(0, 2)]),
                        (other, [part(2, 3), part(5, 1)])):  # fmt: skip
         for each in parts:
             own.update(each)
-    again = OffAccumulator()
+    again = RowAccumulator(OffBatch, AXES)
     again.load_state_dict(other.state_dict())
     assert one.merge(again) is one
     for a, b in zip(one.result(), whole.result(), strict=True):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles.resumed import Stopping
 from PIL import Image
 from torch import Tensor
 
@@ -218,21 +219,6 @@ def test_dead_features_have_no_name_and_no_pictures(planted_sparse: HookedCLIP, 
     assert everything.n_without_images == len(everything)
     assert everything.n_scored == 0
     assert math.isnan(everything.retrieval_accuracy)
-
-
-class Stopping:
-    """Pictures of which one stops the pass, as a kill between two batches would."""
-
-    def __init__(self, pixels: Tensor, at: int | None) -> None:
-        self.pixels, self.at = pixels, at
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if index == self.at:
-            raise KeyboardInterrupt
-        return self.pixels[index]
 
 
 def test_a_pass_that_was_stopped(planted_sparse: HookedCLIP, pixels: Tensor, tmp_path: Path) -> None:
