@@ -54,6 +54,7 @@ bench: $(VENV)/.dev   ## ratios against the named alternatives, written into doc
 	$(BIN)/python -m benchmarks.planted_spectrum
 	$(BIN)/python -m benchmarks.sparse_ablations
 	$(BIN)/python -m benchmarks.sparse_methods
+	$(BIN)/python -m benchmarks.sparse_scratch
 	$(BIN)/python -m benchmarks.sparse_steering
 	$(BIN)/python -m benchmarks.sparse_steering_methods
 	$(BIN)/python -m benchmarks.sparse_drift

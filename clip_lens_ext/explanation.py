@@ -56,9 +56,10 @@ class Decision:
 
     def to_frame(self, *, scale: float = 1.0) -> pd.DataFrame:
         """One row per active latent, greatest attribution first; attribution and exact ablation times `scale`."""
-        ranks = {by: torch.empty(len(self.latent), dtype=torch.int64) for by in ("attribution", "logit_lens")}
+        rankings: tuple[Ranking, ...] = ("attribution", "logit_lens")
+        ranks = {by: torch.empty(len(self.latent), dtype=torch.int64) for by in rankings}
         for by, rank in ranks.items():
-            order = self.top(len(self.latent), by)  # type: ignore[arg-type]
+            order = self.top(len(self.latent), by)
             rank[order] = torch.arange(1, len(order) + 1)
         frame = pd.DataFrame({
             "image": self.image, "prompt": self.prompt, "prediction": self.prediction,

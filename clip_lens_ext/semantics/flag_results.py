@@ -15,7 +15,7 @@ from clip_lens_ext.errors import InputError, near
 from clip_lens_ext.result_files import not_written, read_parts, write_parts
 
 Kind = Literal["typographic", "artifact", "compound noun", "polysemous", "unexplained"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 WORD_SHARE = "share for the word alone"
 PASS = "latents that pass"  # of which n_latents are flagged; the others are not dropped without a word
 
@@ -132,7 +132,7 @@ class Flags:
         return len(self.flags)
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{len(self.of(kind))} {kind}" for kind in KINDS)  # type: ignore[arg-type]
+        counts = ", ".join(f"{len(self.of(kind))} {kind}" for kind in KINDS)
         return f"Flags({len(self)} for {len(self.prompts)} prompts: {counts})"
 
     def of(self, kind: Kind) -> tuple[Flag, ...]:

@@ -161,7 +161,8 @@ def embed_pairs(
         lambda batch: _embedded(batch, tower(batch.pixels.to(tower.cfg.device))), said,
         checkpoint=None if checkpoint is None else Path(checkpoint).with_name(Path(checkpoint).name + ".texts"),
         checkpoint_every=every[1],
-        settings={"what": "embed_pairs", "model": text}, description="captions", progress=progress,
+        settings={"what": "embed_pairs", "model": text}, description="captions", unit="caption",
+        progress=progress,
     )  # fmt: skip
     own = paired.select(indexes)
     return EmbeddedPairs(images_of, indexes, said.result().rows, own.texts, own.entries, own.first, report.skipped,

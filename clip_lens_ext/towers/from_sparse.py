@@ -89,13 +89,13 @@ def write(
     if path.is_file():
         raise InputError(f"{os.fspath(folder)!r} is a file: a Sparse CLIP is a folder")
     path.mkdir(parents=True, exist_ok=True)
-    head = native.image_head
+    head, text_head = native.image_head, native.text_head
     assert isinstance(head, SparseHead)
+    assert isinstance(text_head, SparseHead)
     assert clip.text is not None
     about = SparseFolder(
-        path, native.dense_name, [] if towers else _sha256(native, native.dense_name), [
-            int(native.image_head.in_features), int(native.text_head.in_features)  # type: ignore[arg-type]
-        ], head.out_features, head.activation, head.k, towers, dict(training),
+        path, native.dense_name, [] if towers else _sha256(native, native.dense_name),
+        [head.in_features, text_head.in_features], head.out_features, head.activation, head.k, towers, dict(training),
     )  # fmt: skip
     weights = {name: value for name, value in native.state_dict().items() if towers or not name.startswith(_DENSE)}
     # Copies: tied weights are two names of one tensor, which a safetensors file cannot hold.

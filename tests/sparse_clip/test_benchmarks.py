@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import (
@@ -17,6 +18,7 @@ from benchmarks import (
     sparse_findings,
     sparse_methods,
     sparse_rivals,
+    sparse_scratch,
     sparse_steering,
     sparse_steering_methods,
 )
@@ -25,7 +27,7 @@ from benchmarks.sparse_findings import FAILS, HOLDS, OPEN, Interval, between, bo
 from benchmarks.sparse_scores import hits, same_class
 from benchmarks.sparse_setup import is_there, objects_of
 from benchmarks.sparse_steering_methods import Steered, Way, apart, draw_controls, draw_targets, same, steered
-from clip_lens_ext.planted import PlantedWorld
+from clip_lens_ext.planted import PlantedWorld, normalise, planted_clip
 from clip_lens_ext.sparse_clip import EmbeddedPairs
 
 N_PICTURE, N_FEATURE = 200, 40
@@ -238,6 +240,27 @@ def test_findings_of_the_methods_are_decided_by_the_rows() -> None:
     assert "cannot come to that" in found
     table = [line for line in found.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
+
+
+def test_sparse_and_dense_from_scratch_begin_with_the_same_fresh_towers_and_stand_in_one_table() -> None:
+    world = PlantedWorld(0)
+    data: Any = SimpleNamespace(world=world, batch=world.sample(4, seed=3, split="test"), words=["heart"],
+                                names=["heart", "kite"], labels=torch.tensor([0, 1, 1, 0]))  # fmt: skip
+    one, other = (sparse_scratch.codes_by(sparse_scratch.fresh(data), data) for _ in range(2))
+    for rows, n in ((one.images, 4), (one.prompts, 2), (one.captions, len(set(data.batch.captions))), (one.words, 1)):
+        assert rows.shape == (n, 128)
+    assert torch.equal(one.images, other.images)
+    assert torch.equal(one.prompts, other.prompts)
+    assert not torch.allclose(one.images, planted_clip().embed_images(normalise(data.batch.images)), atol=0.1)
+    data.own = F.one_hot(torch.arange(4) % len(one.captions), len(one.captions)).bool()
+    steps_of = dict.fromkeys(steps(), 7.0)
+    rows = method_rows()
+    for each in rows.values():
+        each["hits"] = each["hits"][:4]
+    found = sparse_scratch.page({name: rows[name] for name in list(rows)[:3]}, one, data, steps_of)
+    table = [line for line in found.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert found.splitlines()[-1].endswith("of the steps: 7, 7, 7, 7, 7.")
 
 
 def test_findings_of_the_drift_are_decided_by_the_rows() -> None:
