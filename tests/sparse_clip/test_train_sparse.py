@@ -113,10 +113,10 @@ def test_half_precision_is_near(precision: Any, trained: Any) -> None:
 def test_ablations_are_sparser() -> None:
     settings = {**QUICK, "n_epochs": 20}
     plain = train_sparse_clip(sparse(), *data(), **settings).history.iloc[-1]
-    penalised = train_sparse_clip(sparse(), *data(), **settings, l1=0.1).history.iloc[-1]
+    penalised = train_sparse_clip(sparse(), *data(), **settings, l1=0.003).history.iloc[-1]
     top = train_sparse_clip(sparse(activation="topk", k=5), *data(), **settings).history.iloc[-1]
-    assert penalised.l0_image < plain.l0_image
-    assert penalised.l0_text < plain.l0_text
+    assert 0 < penalised.l0_image < plain.l0_image
+    assert 0 < penalised.l0_text < plain.l0_text
     assert max(top.l0_image, top.l0_text) <= 5 < min(plain.l0_image, plain.l0_text)
 
 
@@ -148,11 +148,8 @@ def preprocess(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255
 
 
-@pytest.mark.parametrize("trained", ["heads", "all"])
-@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize(("trained", "n_workers"), [("heads", 0), ("all", 0), ("all", 2)])
 def test_broken_pictures_are_left_out_with_their_captions(trained: Any, n_workers: int, tmp_path: Path) -> None:
-    if trained == "heads" and n_workers:
-        pytest.skip("heads read no pictures")
     paths, captions = files(tmp_path, broken=(3, 9)), data()[1]
     settings = {**QUICK, "trained": trained, "n_workers": n_workers}
     found = train_sparse_clip(sparse(), paths, captions, preprocess=preprocess, **settings)
