@@ -1,4 +1,4 @@
-"""Reads pictures once for `find_picture_senses`: features and cosines of all, latents of some."""
+"""Reads pictures for `find_picture_senses`: cosines of all, then the latents of those that a prompt retrieves."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from clip_lens_ext.towers.positions import TokenPositions, TokenScope, default_s
 class Pictures(NamedTuple):
     """What is known of some pictures."""
 
-    features: Tensor
-    """Mean activation over the tokens, float64 `[sample d]`."""
     cosine: Tensor
     """With each prompt, float64 `[sample prompt]`."""
     indexes: Tensor
@@ -54,19 +52,16 @@ class PictureReader:
     def all_pictures(
         self, batches: ImageBatches, checkpoint: str | os.PathLike[str] | None, checkpoint_every: int
     ) -> tuple[Pictures, PassReport]:
-        """Features, cosines and positions of all pictures that can be read."""
+        """Cosines and positions of all pictures that can be read."""
         tower, found = self.clip.vision, RowAccumulator(Pictures)
         settings: dict[str, Any] = {}
         if checkpoint is not None:
-            settings = {"what": "find_picture_senses", "model_sha256": tower_sha256(tower), "hook_name": self.hook_name,
-                        "token_scope": self.scope, "prompts": tensors_sha256({"vectors": self.vectors})}  # fmt: skip
+            settings = {"what": "find_picture_senses", "model_sha256": tower_sha256(tower),
+                        "prompts": tensors_sha256({"vectors": self.vectors})}  # fmt: skip
 
         def step(batch: ImageBatch) -> Pictures:
-            activation, positions = self._activation(batch.pixels)
-            taken = positions.take(activation)
-            features = taken.flatten(1, -2).mean(dim=1) if taken.dim() > 2 else taken
-            cosine = cosines(tower.run_from(self.hook_name, activation), self.vectors)
-            return Pictures(features.double().cpu(), cosine.double().cpu(), torch.tensor(batch.indexes))
+            cosine = cosines(tower(batch.pixels.to(tower.cfg.device, tower.cfg.dtype)), self.vectors)
+            return Pictures(cosine.double().cpu(), torch.tensor(batch.indexes))
 
         report = run_pass(
             batches, step, found, checkpoint=checkpoint, checkpoint_every=checkpoint_every, settings=settings,
@@ -75,7 +70,7 @@ class PictureReader:
         return found.result(), report
 
     def latents(self, batches: ImageBatches, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """Greatest activations `[row d_sae]` of the pictures in `sample`, and the row of each sample.
+        """Greatest activations float64 `[row d_sae]` of the pictures in `sample`, and the row of each sample.
 
         Args:
             batches: those pictures alone, each once, in their order.
@@ -89,7 +84,9 @@ class PictureReader:
         with tqdm(total=len(wanted), desc="latents of the prompts' pictures", unit="image",
                   disable=not self.progress) as bar:  # fmt: skip
             for batch in batches:
-                activation, positions = self._activation(batch.pixels)
+                tower = self.clip.vision
+                activation = tower.run_to(batch.pixels.to(tower.cfg.device, tower.cfg.dtype), self.hook_name)
+                positions = TokenPositions(self.scope or default_scope(activation), None, tower.n_prefix)
                 codes = codes_of(self.sae, activation, positions, hook_name=self.hook_name)
                 found.append(codes.dense().amax(dim=1).clamp(min=0).double().cpu())
                 bar.update(len(batch.names))
@@ -102,8 +99,3 @@ class PictureReader:
         row_of = torch.full((int(wanted.max()) + 1,), -1)
         row_of[wanted] = torch.arange(len(wanted))
         return torch.cat(found), row_of
-
-    def _activation(self, pixels: Tensor) -> tuple[Tensor, TokenPositions]:
-        tower = self.clip.vision
-        activation = tower.run_to(pixels.to(tower.cfg.device, tower.cfg.dtype), self.hook_name)
-        return activation, TokenPositions(self.scope or default_scope(activation), None, tower.n_prefix)

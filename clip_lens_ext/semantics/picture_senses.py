@@ -18,7 +18,7 @@ from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.picture_reader import PictureReader
 from clip_lens_ext.semantics.prompts import Target, embedded_prompts
 from clip_lens_ext.semantics.sense_results import PictureSenses
-from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
+from clip_lens_ext.semantics.two_groups import Discriminants, principal_components, purity, split_in_two, welch_t
 from clip_lens_ext.semantics.word_match import FUNCTION_WORDS
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.positions import TokenScope
@@ -47,9 +47,9 @@ def find_picture_senses(
 ) -> PictureSenses:
     """Split the pictures that each prompt retrieves into two groups, and compare the split with controls.
 
-    The features of a picture are the mean activation over the SAE's tokens at its hook. A prompt's pictures are the `n`
-    of greatest cosine; `separation` is the share of their spread that two means explain, in the directions that tell
-    the pictures of the other prompts apart. The controls are the other prompts, and random pairs of prompts, half and
+    The features of a picture are the greatest activations of its latents over the SAE's tokens. A prompt's pictures are
+    the `n` of greatest cosine; `separation` is the share of their spread that two means explain, in the directions that
+    tell the pictures of the other prompts apart. The controls are the other prompts, and random pairs of prompts, half and
     half. For each word of a name of several, the pictures of the name and those of the word alone are split alike.
 
     Args:
@@ -73,13 +73,14 @@ def find_picture_senses(
         progress: draw bars.
 
     Returns:
-        `PictureSenses` on the CPU. What could not be read is in `skipped`. The features of all pictures are held
-        meanwhile, `[sample d]`.
+        `PictureSenses` on the CPU. What could not be read is in `skipped`. The cosines of all pictures and the latents of
+        those that a prompt retrieves are held meanwhile, `[sample prompt]` and `[picture d_sae]`.
 
     Raises:
         HookNameError: the tower has no such hook.
-        InputError: fewer than four names, one twice, a template without its place, fewer pictures than `n`, data that
-            cannot be read by position or that change meanwhile, or a checkpoint of another pass.
+        InputError: fewer than four names, one twice, a template without its place, fewer pictures than `n`, names that
+            all retrieve the same pictures, data that cannot be read by position or that change meanwhile, or a
+            checkpoint of another pass.
 
     Example:
         >>> import clip_lens_ext as cle
@@ -104,19 +105,23 @@ def find_picture_senses(
     batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size)
     batches.select([])  # the second pass reads single pictures: data in one order alone are refused before the first
     reader = PictureReader(clip, sae, name, scope, vectors, progress)
-    (features, cosine, indexes), report = reader.all_pictures(batches, checkpoint, checkpoint_every)
-    if len(features) < n:
-        raise InputError(f"there are {len(features)} readable pictures, and n is {n}: take fewer for each prompt")
+    (cosine, indexes), report = reader.all_pictures(batches, checkpoint, checkpoint_every)
+    if len(cosine) < n:
+        raise InputError(f"there are {len(cosine)} readable pictures, and n is {n}: take fewer for each prompt")
     best = cosine.topk(n, dim=0)
     sample = best.indices.T
+    if bool((sample[: len(names)].sort(dim=1).values == sample[0].sort().values).all()):
+        raise InputError(f"every name retrieves the same {n} pictures, so that nothing tells the pictures of one from those "
+                         "of another: take a smaller n, more pictures, or names that the model tells apart")  # fmt: skip
     latents, row_of = reader.latents(batches.select(indexes[sample.unique()].tolist()), sample)
-    space = Discriminants(features, sample[: len(names)], min(n_dims, len(names) - 2, features.shape[1]))
+    features = principal_components(latents, seed=seed)
+    space = Discriminants(features, row_of[sample[: len(names)]], min(n_dims, len(names) - 2, features.shape[1]))
     rng = random.Random(seed)
 
     groups, separations, latent_t, chance_t = [], [], [], []
     for place in range(len(texts)):
         own = space.without(place) if place < len(names) else space.without()
-        found = split_in_two(features[sample[place]] @ own, seed=seed)
+        found = split_in_two(features[row_of[sample[place]]] @ own, seed=seed)
         groups.append(found.group)
         separations.append(found.separation)
         active = latents[row_of[sample[place]]]
@@ -127,7 +132,7 @@ def find_picture_senses(
     source = torch.arange(2 * half) // half
 
     def mixed(first: int, second: int) -> tuple[float, float]:
-        rows = torch.cat([sample[first][:half], sample[second][:half]])
+        rows = row_of[torch.cat([sample[first][:half], sample[second][:half]])]
         left_out = [place for place in (first, second) if place < len(names)]
         found = split_in_two(features[rows] @ space.without(*left_out), seed=seed)
         return found.separation, purity(found.group, source)

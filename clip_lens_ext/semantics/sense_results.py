@@ -37,7 +37,7 @@ class PictureSenses:
         part_latent_t: Welch's t, positive where a latent is more active on the word's pictures, `[part d_sae]`.
         part_chance_t: greatest absolute t of any latent between random halves of both pictures together, `[part]`.
         vectors: of the prompts, of unit length, `[text d_embed]`.
-        hook_name, token_scope: where the features and latents are from.
+        hook_name, token_scope: where the latents are from.
         seed: of controls and starts.
         provenance: model, SAE hash, data fingerprint, versions.
         skipped: what could not be read.

@@ -10,9 +10,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor
 
+_N_COMPONENTS = 256
 _RIDGE = 1e-2
+_NO_DIFFERENCE = 1e-10
 _MAX_ITERATIONS = 50
 
 
@@ -23,6 +26,20 @@ class Split(NamedTuple):
     """0 for the larger group, 1 for the smaller one, `[picture]`."""
     separation: float
     """Share of the spread that the two means explain, in [0, 1]."""
+
+
+def principal_components(latents: Tensor, *, seed: int) -> Tensor:
+    """The first principal components of the pictures' latents, float64 `[picture component]`, at most 256.
+
+    Discriminants need a matrix of features times features, which the latents are too many for, and most of them fire
+    on next to none of the pictures.
+
+    Args:
+        latents: float64 `[picture d_sae]`.
+        seed: of the randomised solver, which scikit-learn takes where there are many pictures and latents.
+    """
+    n = min(_N_COMPONENTS, *latents.shape)
+    return torch.from_numpy(PCA(n, random_state=seed).fit_transform(latents.numpy()))
 
 
 class Discriminants:
@@ -46,7 +63,7 @@ class Discriminants:
         self._sums = torch.stack(self._within).sum(dim=0), torch.stack(self._between).sum(dim=0)
 
     def without(self, *left_out: int) -> Tensor:
-        """The directions `[d n_dims]` of all sets but these."""
+        """The directions `[d n_dims]` of all sets but these; fewer where the sets do not differ in so many."""
         n = len(self._within) - len(set(left_out))
         within, between = self._sums
         for i in set(left_out):
@@ -56,8 +73,10 @@ class Discriminants:
         ridge = max(_RIDGE * float(within.diagonal().mean()), 1e-300)
         root = torch.linalg.cholesky(within + ridge * torch.eye(len(within), dtype=within.dtype))
         whiten = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=root.dtype), upper=False)
-        directions = torch.linalg.eigh(whiten @ between @ whiten.T).eigenvectors[:, -self.n_dims :]
-        return whiten.T @ directions
+        values, directions = torch.linalg.eigh(whiten @ between @ whiten.T)
+        # Sets of the same pictures differ in nothing: a direction of rounding errors would be as good as any other.
+        kept = max(len(values) - self.n_dims, int((values <= _NO_DIFFERENCE * values[-1]).sum()))
+        return whiten.T @ directions[:, kept:]
 
 
 def split_in_two(points: Tensor, *, seed: int, n_init: int = 8) -> Split:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import flags as oracle
+from oracles.models import pictures
 from PIL import Image
 from torch import Tensor
 
@@ -19,10 +20,11 @@ from clip_lens_ext.attribution import direction_target
 from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.semantics import PictureSenses, Sense, find_picture_senses, find_word_senses
 from clip_lens_ext.semantics.picture_senses import _chance
-from clip_lens_ext.semantics.two_groups import Discriminants, purity, split_in_two, welch_t
+from clip_lens_ext.semantics.two_groups import Discriminants, principal_components, purity, split_in_two, welch_t
 from clip_lens_ext.towers import HookedCLIP
 
 NAMES = ["crane", "duck", "paper stool", "stool", "heart"]
+BARE = "{}"  # the tiny text tower reads seven letters: under a longer template all prompts would be one
 
 
 def points(n: int, seed: int, gap: float = 0.0) -> Tensor:
@@ -93,8 +95,53 @@ def test_discriminants_solve_the_generalised_eigenproblem() -> None:
 
 
 @pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    """More than elsewhere, so that prompts retrieve different ones."""
+    return pictures(60, dtype=torch.float64)
+
+
+def of_retrieved(latent: Tensor, senses: PictureSenses) -> tuple[Tensor, Tensor]:
+    """Principal components by numpy's SVD, of the pictures that some prompt retrieves; and each sample's row there."""
+    rows = senses.sample.unique()
+    some = latent[rows].double().numpy()
+    left, values, _ = np.linalg.svd(some - some.mean(0), full_matrices=False)
+    return torch.from_numpy(left * values), torch.searchsorted(rows, senses.sample.contiguous())
+
+
+def test_sets_of_the_same_points_give_no_direction() -> None:
+    features = points(40, 7)
+    sets = torch.stack([torch.arange(8), torch.arange(8, 16), torch.arange(8, 16), torch.arange(8, 16)])
+    space = Discriminants(features - features[sets[:3]].mean((0, 1)), sets, n_dims=2)
+    assert space.without().shape == (3, 2)
+    # The mean is that of all points, which lies on no line with the two sets' own.
+    assert space.without(0).shape == (3, 1)
+    assert split_in_two(torch.zeros(5, 0, dtype=torch.float64), seed=0).separation == 0
+
+
+def distances(points: Tensor) -> Tensor:
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def test_principal_components_keep_distances_or_the_most_of_the_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(30, 900, generator=generator, dtype=torch.float64)
+    found = principal_components(few, seed=0)
+    assert found.shape == (30, 30)
+    torch.testing.assert_close(distances(found), distances(few), rtol=1e-9, atol=1e-9)
+    spread = torch.cat([torch.full((20,), 5.0), torch.full((980,), 0.01)]).double()
+    many = torch.randn(400, 1000, generator=generator, dtype=torch.float64) * spread
+    found = principal_components(many, seed=0)
+    assert found.shape == (400, 256)
+    torch.testing.assert_close(found, principal_components(many, seed=0), rtol=0, atol=0)
+    # 980 directions of 1e-4 of variance are left beside 20 of 25: the square distances miss 2e-4 of themselves at most.
+    torch.testing.assert_close(distances(found), distances(many), rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
 def senses(clip: HookedCLIP, pixels: Tensor, sae: Any) -> PictureSenses:
-    return find_picture_senses(clip, pixels, sae, NAMES, n=8, n_dims=3, n_controls=5, batch_size=7, progress=False)
+    return find_picture_senses(
+        clip, pixels, sae, NAMES, template=BARE, n=8, n_dims=3, n_controls=5, batch_size=7, progress=False
+    )
 
 
 def test_what_is_retrieved_and_split(clip: HookedCLIP, pixels: Tensor, sae: Any, senses: PictureSenses) -> None:
@@ -109,10 +156,10 @@ def test_what_is_retrieved_and_split(clip: HookedCLIP, pixels: Tensor, sae: Any,
     with torch.no_grad():
         activation = clip.vision.run_to(pixels, sae.cfg.metadata.hook_name)[:, 1:]
     latent = sae.encode(activation).amax(1).clamp(min=0).detach()
-    features = activation.mean(1)
-    space = Discriminants(features, senses.sample[: len(NAMES)], 3)
+    features, sample = of_retrieved(latent, senses)
+    space = Discriminants(features, sample[: len(NAMES)], 3)
     for row in range(len(senses.texts)):
-        own = split_in_two(features[senses.sample[row]] @ (space.without(row) if row < 5 else space.without()), seed=0)
+        own = split_in_two(features[sample[row]] @ (space.without(row) if row < 5 else space.without()), seed=0)
         assert senses.group[row].tolist() == own.group.tolist()
         assert float(senses.separation[row]) == pytest.approx(own.separation, abs=1e-9)
         sides = [latent[senses.sample[row]][senses.group[row] == number] for number in (0, 1)]
@@ -120,10 +167,11 @@ def test_what_is_retrieved_and_split(clip: HookedCLIP, pixels: Tensor, sae: Any,
 
 
 def test_parts_are_compared_half_and_half(pixels: Tensor, clip: HookedCLIP, sae: Any, senses: PictureSenses) -> None:
-    features = clip.vision.run_to(pixels, sae.cfg.metadata.hook_name)[:, 1:].mean(1).detach()
-    space = Discriminants(features, senses.sample[: len(NAMES)], 3)
+    activation = clip.vision.run_to(pixels, sae.cfg.metadata.hook_name)[:, 1:].detach()
+    features, sample = of_retrieved(sae.encode(activation).amax(1).clamp(min=0).detach(), senses)
+    space = Discriminants(features, sample[: len(NAMES)], 3)
     for part, (word, left_out) in enumerate([("paper", (2,)), ("stool", (2, 3))]):
-        rows = torch.cat([senses.sample[2][:4], senses.sample[senses.texts.index(word)][:4]])
+        rows = torch.cat([sample[2][:4], sample[senses.texts.index(word)][:4]])
         own = split_in_two(features[rows] @ space.without(*left_out), seed=0)
         assert float(senses.part_separation[part]) == pytest.approx(own.separation, abs=1e-9)
         assert float(senses.part_purity[part]) == purity(own.group, torch.tensor([0] * 4 + [1] * 4))
@@ -159,7 +207,7 @@ def test_one_picture_is_no_group_to_compare_with() -> None:
 
 def test_function_words_are_no_parts(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
     names = ["crane", "duck", "crown of paper", "stool", "heart"]
-    how: Any = {"n": 8, "n_dims": 3, "n_controls": 2, "progress": False}
+    how: Any = {"template": BARE, "n": 8, "n_dims": 3, "n_controls": 2, "progress": False}
     assert find_picture_senses(clip, pixels, sae, names, **how).part_words == ("crown", "paper")
     assert find_picture_senses(clip, pixels, sae, names, ignore=(), **how).part_words == ("crown", "of", "paper")
 
@@ -172,7 +220,9 @@ def test_thresholds_come_from_the_controls(senses: PictureSenses) -> None:
 
 
 def test_seeds_and_batches(clip: HookedCLIP, pixels: Tensor, sae: Any, senses: PictureSenses) -> None:
-    again = find_picture_senses(clip, pixels, sae, NAMES, n=8, n_dims=3, n_controls=5, batch_size=23, progress=False)
+    again = find_picture_senses(
+        clip, pixels, sae, NAMES, template=BARE, n=8, n_dims=3, n_controls=5, batch_size=23, progress=False
+    )
     torch.testing.assert_close(again.mixed_separation, senses.mixed_separation)
     torch.testing.assert_close(again.latent_t, senses.latent_t)
 
@@ -189,7 +239,8 @@ def test_a_killed_pass_goes_on_and_broken_pictures_are_named(clip: HookedCLIP, s
         Image.fromarray(row).save(path)
     for number in (2, 17):
         paths[number].write_bytes(b"no picture")
-    how: Any = {"n": 8, "n_dims": 3, "n_controls": 5, "batch_size": 4, "preprocess": as_tensor, "progress": False}
+    how: Any = {"template": BARE, "n": 8, "n_dims": 3, "n_controls": 5, "batch_size": 4, "preprocess": as_tensor,
+                "progress": False}  # fmt: skip
     good = [path for number, path in enumerate(paths) if number not in (2, 17)]
     whole = find_picture_senses(clip, paths, sae, NAMES, **how)
     assert [Path(skip.name).name for skip in whole.skipped] == ["02.png", "17.png"]
@@ -225,7 +276,7 @@ def test_a_picture_that_breaks_between_the_passes_is_named(clip: HookedCLIP, sae
     rows = np.random.default_rng(4).integers(0, 255, (12, 24, 32, 3), dtype=np.uint8)
     for number, row in enumerate(rows):
         Image.fromarray(row).save(tmp_path / f"{number:02}.png")
-    how: Any = {"n": 6, "n_dims": 3, "n_controls": 5, "batch_size": 5, "progress": False}
+    how: Any = {"template": BARE, "n": 6, "n_dims": 3, "n_controls": 5, "batch_size": 5, "progress": False}
     whole = find_picture_senses(clip, tmp_path, sae, NAMES, preprocess=as_tensor, **how)
     used = whole.sample.unique().tolist()
     seen: list[int] = []
@@ -262,7 +313,7 @@ def test_a_stream_is_refused_before_it_is_read(clip: HookedCLIP, pixels: Tensor,
 
     for data in (Stream(), torch.utils.data.DataLoader(list(pixels), shuffle=True)):
         with pytest.raises(InputError, match="can be read in one order only"):
-            find_picture_senses(clip, data, sae, NAMES, n=8, n_dims=3, n_controls=5, progress=False)
+            find_picture_senses(clip, data, sae, NAMES, template=BARE, n=8, n_dims=3, progress=False)
     assert read == []
 
 
@@ -279,9 +330,10 @@ def test_wrong_input(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:
     for names, settings_, message in [
         (["a", "b", "c"], {}, "at least four"),
         (["a", "b", "c", "a"], {}, "each once"),
-        (NAMES, {"n": 24}, "23 readable pictures"),
+        (NAMES, {"n": 61}, "60 readable pictures"),
         (NAMES, {"n": 2}, "at least 4"),
         (NAMES, {"template": "a photo"}, "one {}"),
+        (NAMES, {"n": 60}, "every name retrieves the same 60 pictures"),
     ]:
         with pytest.raises(InputError, match=message):
             find_picture_senses(clip, pixels, sae, names, progress=False, **settings_)
@@ -325,4 +377,5 @@ def test_a_target_stands_for_names(clip: HookedCLIP, pixels: Tensor, sae: Any, s
     assert (found.part_of.tolist(), found.part_words) == ([2], ("stool",))  # "paper" has no direction here
     assert torch.equal(found.sample, senses.sample[:5])
     assert torch.equal(found.group, senses.group[:5])
-    torch.testing.assert_close(found.part_separation, senses.part_separation[1:], rtol=1e-9, atol=1e-12)
+    # Without "paper" fewer pictures are retrieved, and principal components are of these: the ridge is another.
+    torch.testing.assert_close(found.part_separation, senses.part_separation[1:], rtol=0.2, atol=0)
