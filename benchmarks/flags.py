@@ -35,9 +35,9 @@ HOOK = "blocks.2.hook_resid_post"
 TEMPLATE = "a photo of a {}"
 KINDS = ("polysemous", "compound noun", "typographic", "artifact")
 FUNCTION_WORDS = frozenset(["a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign"])
-N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 4800, 160, 48, 32, 1500
+N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 4800, 120, 48, 32, 1500
 DEVELOPED_ON = (0, 101, 102)
-REVIEWED = "103 was measured once before the last change of the rules, which came of reading the code and not of its numbers."
+REVIEWED = "103 was measured once with earlier rules, and not looked into."
 ABOUT = 0.75  # AUROC from which a latent counts as being about something
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -285,11 +285,14 @@ def is_hit(entries: list[dict[str, Any]], what: str | None = None) -> bool:
 
 
 def rates(entry: dict[str, Any]) -> tuple[float, ...]:
-    """Precision, and recall of what is planted, learned and findable; NaN where there is nothing to divide by."""
+    """Precision of prompts and with a latent, and recall of planted, learned, findable; NaN for nothing to divide by."""
     hits, flagged = set(entry["hits"]), entry["flagged"]
+    right = [name for name, found in flagged.items()
+             if name in entry["planted"] and any(one["right_subject"] for one in found)]  # fmt: skip
     recalls = [len(hits & set(entry[of])) / len(entry[of]) if entry[of] else math.nan
                for of in ("planted", "learned", "findable")]  # fmt: skip
-    return (len(hits) / len(flagged) if flagged else math.nan, *recalls)
+    precisions = [len(names) / len(flagged) if flagged else math.nan for names in (right, hits)]
+    return (*precisions, *recalls)
 
 
 def section(results: dict[int, dict[str, Any]]) -> str:
@@ -309,7 +312,7 @@ def section(results: dict[int, dict[str, Any]]) -> str:
         means = [f"**{mean(values):.2f}**" + f" of {len(values)}" * (len(values) < len(results)) if values else "-"
                  for values in numbers]  # fmt: skip
         rows.append([f"**{kind}**", "mean", *means, "", "", "", ""])
-    header = ["kind", "seed", "precision", "recall of planted", "of learned", "of findable", "not learned by the model", "no latent",
+    header = ["kind", "seed", "precision of prompts", "with a latent about it", "recall of planted", "of learned", "of findable", "not learned by the model", "no latent",
               "missed", "flagged in error"]  # fmt: skip
     seeds = " ".join(map(str, results))
     hits, all_things = (sum(len(result["polysemous"][what]) for result in results.values()) for what in ("hits", "all_things"))
@@ -319,7 +322,9 @@ def section(results: dict[int, dict[str, Any]]) -> str:
             f"`python -m benchmarks.flags --seeds {seeds}` ({machine()})",
             f"A flag counts for a prompt and kind, and hits where the key has it planted (an artifact with that very overlay or "
             f"background, a compound with that very word) and a flagged latent is about what is planted: AUROC of at least {ABOUT} on pictures with and without it. Every "
-            "other prompt is a negative: plain classes, and the controls, words and phrases with nothing planted. What is planted in the pictures need "
+            "other prompt is a negative: plain classes, and the controls, words and phrases with nothing planted. *Precision "
+            "of prompts* asks of a flag that its prompt and its subject are planted; *with a latent about it* asks for the "
+            "latent too, so that a prompt whose flagged latents are all about less counts as flagged in error. What is planted in the pictures need "
             f"not be learned: *learned* is what moves the model's own prediction with that AUROC (of an artifact: more than that share of the other "
             "prompts, on the same pictures without and with it), by an oracle with the key; *findable* is of it "
             f"what the SAE's best single latent tells with that AUROC. Of a polysemous name, findable asks for a latent of each of its objects; {both} "

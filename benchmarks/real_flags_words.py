@@ -108,7 +108,7 @@ def main() -> None:
         row = senses.names.index(name)
         retrieved = [shown[i] for i in senses.sample[row].tolist()]
         group = senses.group[row]
-        two = float(senses.separation[row]) >= senses.threshold
+        two = float(senses.bimodality[row]) >= senses.bimodality_threshold()
         flagged = [flag for flag in flags.about(name) if flag.kind in ("polysemous", "compound noun")]
         greatest = attributions.top(3).latents[place].tolist()
         about = [f"{flag.kind} {flag.latent} ({flag.label}, group {int(flag.number('group'))})" if flag.kind == "polysemous"
@@ -116,7 +116,7 @@ def main() -> None:
         rows.append([
             name, "; ".join(what for i, what in enumerate(retrieved) if not group[i]),
             "; ".join(what for i, what in enumerate(retrieved) if group[i]),
-            f"{float(senses.separation[row]):.3f}{' (two groups)' if two else ''}",
+            f"{float(senses.bimodality[row]):.3f}{' (two groups)' if two else ''}",
             ", ".join(f"{latent} ({alignment.labels[latent]})" for latent in greatest), "; ".join(about) or "none",
         ])  # fmt: skip
         latents = list(dict.fromkeys([*(flag.latent for flag in flagged), *greatest]))[:4]
@@ -135,14 +135,14 @@ def main() -> None:
     shared = "; ".join(f"latent {latent} is among the greatest three of {often[latent]} of the {len(own.labels)} words"
                        for latent in flagged_latents)  # fmt: skip
     kinds = Counter(flag.kind for flag in flags.flags)
-    header = ["word", "photos, larger group", "photos, smaller group", "separation", "greatest latents", "flags"]
+    header = ["word", "photos, larger group", "photos, smaller group", "bimodality", "greatest latents", "flags"]
     text = f"""
 `make real`, that is `python -m benchmarks.real_flags_words` ({machine()})
 
 What each word retrieves from the {len(photos)} COCO and ImageNet photos, {N} of them, in the two groups of `find_picture_senses` at `{HOOK}`
 with COCO's annotations, or in brackets ImageNet's class. The directions are the text embeddings of the COCO names; of {", ".join(CLASSES)}, which no
-COCO name has, the mean of the rows of ImageNet's classifier for all of their classes ({CLASSES}). Two groups: a separation of at least
-{senses.threshold:.3f}, from the controls. Latents: of the greatest share of the attributions, with the COCO name that is nearest to their decoder
+COCO name has, the mean of the rows of ImageNet's classifier for all of their classes ({CLASSES}). Two groups: a bimodality of at least
+{senses.bimodality_threshold():.3f}, from the controls. Latents: of the greatest share of the attributions, with the COCO name that is nearest to their decoder
 rows. {len(flags)} flags in all: {", ".join(f"{n} {kind}" for kind, n in kinds.items())}.
 Of the polysemous and compound flags: {shared or "there are none"}. A latent that many words share tells nothing of one word.
 

@@ -7,7 +7,16 @@ from clip_lens_ext.provenance import versions
 from clip_lens_ext.semantics.flag_artifact import artifact_flags, edit_kinds, unaligned_flags
 from clip_lens_ext.semantics.flag_relevance import Attributions, Relevance
 from clip_lens_ext.semantics.flag_results import KINDS, Evidence, Flag, Flags, plain
-from clip_lens_ext.semantics.flag_senses import CONTROL, MIXED, compound_flags, other_sense_flags, polysemous_flags
+from clip_lens_ext.semantics.flag_senses import (
+    BEST,
+    CONTROL,
+    MIXED,
+    NEAREST,
+    auroc_of_names,
+    compound_flags,
+    other_sense_flags,
+    polysemous_flags,
+)
 from clip_lens_ext.semantics.flag_typographic import typographic_flags
 from clip_lens_ext.semantics.intervention_effects import InterventionEffects
 from clip_lens_ext.semantics.labels import Alignment
@@ -30,15 +39,19 @@ def flag_components(
     embeddings: ReferenceEmbeddings | None = None,
     min_share: float | None = None,
     min_gap: float | None = None,
+    min_bimodality: float | None = None,
     min_separation: float | None = None,
     min_purity: float | None = None,
+    min_word_cosine: float | None = None,
+    min_auroc: float | None = None,
     min_margin: float | None = None,
     min_clarity: float | None = None,
     max_alignment: float | None = None,
-    share_quantile: float = 0.99,
+    share_quantile: float = 0.98,
     gap_quantile: float = 0.5,
     text_quantile: float = 0.9,
     prompt_quantile: float = 0.8,
+    mixed_quantile: float = 0.05,
     control_quantile: float = 0.95,
     min_t: float = 4.0,
     min_deviations: float = 5.0,
@@ -79,12 +92,17 @@ def flag_components(
         min_share: from where a latent matters; None: `share_quantile` of all active latents of all prompts.
         min_gap: from where it is unexpected, as difference of ranks in [-1, 1]; None: `gap_quantile` of the gaps of
             the same latents with shuffled prompts. One prompt alone has no such control, and needs it.
-        min_separation: of two groups; None: from prompts alone and mixed, see `PictureSenses.threshold`.
-        min_purity: of the split of a compound's pictures from its word's; None: from prompts mixed.
+        min_bimodality: of the pictures of a prompt that are two groups; None: `mixed_quantile` of prompts mixed.
+        min_separation, min_purity: of the split of a compound's pictures from its word's; None: from prompts alone and
+            mixed.
+        min_word_cosine: of a word of a compound with its pictures; None: the least that a name has.
+        min_auroc: of a latent, for the pictures of a group or of a word; None: `mixed_quantile` of the best of each
+            name's latents for its pictures.
         min_margin: of another sense over the shown one; None: `control_quantile` of all active latents.
         min_clarity, max_alignment: of a clear latent without a label; None: `control_quantile` of random references.
-        share_quantile, gap_quantile, text_quantile, prompt_quantile, control_quantile: of the controls, in [0, 1];
-            `text_quantile` is that of other drawn words, `prompt_quantile` that of other prompts under a drawn word.
+        share_quantile, gap_quantile, text_quantile, prompt_quantile, mixed_quantile, control_quantile: of the
+            controls, in [0, 1]; `text_quantile` is that of other drawn words, `prompt_quantile` that of other prompts
+            under a drawn word.
         min_t: least absolute paired t value of a change.
         min_deviations: how many robust standard deviations an edit needs, of the same edits with shuffled prompts.
         min_rise: how much more than the median prompt an edit has to raise its own, instead of that control.
@@ -135,6 +153,11 @@ def flag_components(
         two += other_sense_flags(relevance, word_senses, min_margin=min_margin, control_quantile=control_quantile,
                                  n_latents=n_latents)  # fmt: skip
     if senses is not None:
+        relevance.set("bimodality", min_bimodality, lambda: senses.bimodality_threshold(mixed_quantile),
+                      f"quantile {mixed_quantile:g} of two prompts mixed")  # fmt: skip
+        relevance.set("word_cosine", min_word_cosine, lambda: senses.cosine_threshold, NEAREST)
+        relevance.set("auroc", min_auroc, lambda: auroc_of_names(relevance, senses, mixed_quantile),
+                      f"quantile {mixed_quantile:g} {BEST}")  # fmt: skip
         relevance.set("separation", min_separation, lambda: senses.threshold, CONTROL)
         relevance.set("purity", min_purity, lambda: senses.purity_threshold, MIXED)
         found += compound_flags(relevance, senses, n_latents=n_latents)
@@ -151,7 +174,7 @@ def flag_components(
         key=lambda flag: (KINDS.index(flag.kind), order.get(flag.prompt, len(order)), -flag.strength, flag.latent)
     )
     settings = {"share_quantile": share_quantile, "gap_quantile": gap_quantile, "text_quantile": text_quantile,
-                "prompt_quantile": prompt_quantile,
+                "prompt_quantile": prompt_quantile, "mixed_quantile": mixed_quantile,
                 "control_quantile": control_quantile, "min_t": min_t, "min_deviations": min_deviations,
                 "min_rise": min_rise, "without_control": relevance.without_control,
                 "n_latents": n_latents, "seed": seed, "scorer": alignment.scorer, "judge": alignment.judge,

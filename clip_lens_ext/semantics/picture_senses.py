@@ -18,7 +18,16 @@ from clip_lens_ext.saes.splice import sae_hook_name
 from clip_lens_ext.semantics.picture_reader import PictureReader
 from clip_lens_ext.semantics.prompts import Target, embedded_prompts
 from clip_lens_ext.semantics.sense_results import PictureSenses
-from clip_lens_ext.semantics.two_groups import Discriminants, principal_components, purity, split_in_two, welch_t
+from clip_lens_ext.semantics.two_groups import (
+    Discriminants,
+    Split,
+    auroc,
+    bimodality,
+    principal_components,
+    purity,
+    split_in_two,
+    welch_t,
+)
 from clip_lens_ext.semantics.word_match import FUNCTION_WORDS
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.positions import TokenScope
@@ -33,7 +42,7 @@ def find_picture_senses(
     *,
     template: str = "a photo of a {}",
     n: int = 80,
-    n_dims: int = 12,
+    n_dims: int = 6,
     n_controls: int = 60,
     hook_name: str | None = None,
     token_scope: TokenScope | None = None,
@@ -48,9 +57,11 @@ def find_picture_senses(
     """Split the pictures that each prompt retrieves into two groups, and compare the split with controls.
 
     The features of a picture are the greatest activations of its latents over the SAE's tokens. A prompt's pictures are
-    the `n` of greatest cosine; `separation` is the share of their spread that two means explain, in the directions that
-    tell the pictures of the other prompts apart. The controls are the other prompts, and random pairs of prompts, half and
-    half. For each word of a name of several, the pictures of the name and those of the word alone are split alike.
+    the `n` of greatest cosine; two means split them, in the directions that tell the pictures of the other prompts
+    apart. `separation` is the share of the spread there that the two means explain; `bimodality` is that share along
+    the line between the groups, for pictures that had no part in drawing the line. The controls are the other prompts,
+    and random pairs of prompts, half and half. For each word of a name of several, the pictures of the name and those
+    of the word alone are split alike.
 
     Args:
         clip: the model.
@@ -73,8 +84,8 @@ def find_picture_senses(
         progress: draw bars.
 
     Returns:
-        `PictureSenses` on the CPU. What could not be read is in `skipped`. The cosines of all pictures and the latents of
-        those that a prompt retrieves are held meanwhile, `[sample prompt]` and `[picture d_sae]`.
+        `PictureSenses` on the CPU. What could not be read is in `skipped`. The cosines of all pictures and the latents
+        of those that a prompt retrieves are held meanwhile, `[sample prompt]` and `[picture d_sae]`.
 
     Raises:
         HookNameError: the tower has no such hook.
@@ -111,19 +122,25 @@ def find_picture_senses(
     best = cosine.topk(n, dim=0)
     sample = best.indices.T
     if bool((sample[: len(names)].sort(dim=1).values == sample[0].sort().values).all()):
-        raise InputError(f"every name retrieves the same {n} pictures, so that nothing tells the pictures of one from those "
-                         "of another: take a smaller n, more pictures, or names that the model tells apart")  # fmt: skip
+        raise InputError(
+            f"every name retrieves the same {n} pictures, so that nothing tells the pictures of one from those of "
+            "another: take a smaller n, more pictures, or names that the model tells apart"
+        )
     latents, row_of = reader.latents(batches.select(indexes[sample.unique()].tolist()), sample)
     features = principal_components(latents, seed=seed)
     space = Discriminants(features, row_of[sample[: len(names)]], min(n_dims, len(names) - 2, features.shape[1]))
     rng = random.Random(seed)
 
-    groups, separations, latent_t, chance_t = [], [], [], []
+    def halves(rows: Tensor, *places: int) -> tuple[Split, float]:
+        left_out = [place for place in places if place < len(names)]
+        found = split_in_two(features[rows] @ space.without(*left_out), seed=seed)
+        return found, bimodality(features[rows], found.group, space.within(*left_out), seed=seed)
+
+    groups, split, latent_t, chance_t = [], [], [], []
     for place in range(len(texts)):
-        own = space.without(place) if place < len(names) else space.without()
-        found = split_in_two(features[row_of[sample[place]]] @ own, seed=seed)
+        found, two = halves(row_of[sample[place]], place)
         groups.append(found.group)
-        separations.append(found.separation)
+        split.append((found.separation, two))
         active = latents[row_of[sample[place]]]
         latent_t.append(welch_t(active[found.group == 0], active[found.group == 1]))
         shuffled = found.group[torch.randperm(n, generator=torch.Generator().manual_seed(seed + place))]
@@ -131,16 +148,22 @@ def find_picture_senses(
     half = n // 2
     source = torch.arange(2 * half) // half
 
-    def mixed(first: int, second: int) -> tuple[float, float]:
+    def mixed(first: int, second: int) -> tuple[float, float, float]:
         rows = row_of[torch.cat([sample[first][:half], sample[second][:half]])]
-        left_out = [place for place in (first, second) if place < len(names)]
-        found = split_in_two(features[rows] @ space.without(*left_out), seed=seed)
-        return found.separation, purity(found.group, source)
+        found, two = halves(rows, first, second)
+        return found.separation, two, purity(found.group, source)
 
     pairs = [tuple(rng.sample(range(len(names)), 2)) for _ in range(n_controls)]
     controls = torch.tensor([mixed(*pair) for pair in pairs], dtype=torch.float64)
     measured = [mixed(place, texts.index(word)) for place, word in parts]
-    compared = torch.tensor(measured, dtype=torch.float64).reshape(-1, 2)
+    compared = torch.tensor(measured, dtype=torch.float64).reshape(-1, 3)
+    whole = torch.tensor(split, dtype=torch.float64)
+    belongs = torch.zeros(len(texts), 3, len(latents), dtype=torch.bool)
+    for place, group in enumerate(groups):
+        rows = row_of[sample[place]]
+        belongs[place, 2, rows] = True
+        belongs[place, group, rows] = True
+    areas = auroc(latents, belongs.flatten(0, 1)).unflatten(0, (len(texts), 3)).float()
     part_t, part_chance = [], []
     for part, (place, word) in enumerate(parts):
         both = [latents[row_of[sample[one]]] for one in (place, texts.index(word))]
@@ -149,12 +172,14 @@ def find_picture_senses(
         part_chance.append(_chance(*torch.cat(both)[order].split(n)))
     return PictureSenses(
         names=tuple(names), texts=texts, prompts=prompts, sample=indexes[sample], cosine=best.values.T.contiguous(),
-        group=torch.stack(groups), separation=torch.tensor(separations, dtype=torch.float64),
-        latent_t=torch.stack(latent_t), chance_t=torch.stack(chance_t),
-        mixed_separation=controls[:, 0].contiguous(), mixed_purity=controls[:, 1].contiguous(),
+        group=torch.stack(groups), separation=whole[:, 0].contiguous(), bimodality=whole[:, 1].contiguous(),
+        latent_t=torch.stack(latent_t), chance_t=torch.stack(chance_t), group_auroc=areas[:, :2].contiguous(),
+        text_auroc=areas[:, 2].contiguous(),
+        mixed_separation=controls[:, 0].contiguous(), mixed_bimodality=controls[:, 1].contiguous(),
+        mixed_purity=controls[:, 2].contiguous(),
         part_of=torch.tensor([place for place, _ in parts], dtype=torch.int64),
         part_words=tuple(word for _, word in parts), part_separation=compared[:, 0].contiguous(),
-        part_purity=compared[:, 1].contiguous(),
+        part_purity=compared[:, 2].contiguous(),
         part_latent_t=torch.stack(part_t) if part_t else latents.new_zeros(0, latents.shape[1]),
         part_chance_t=torch.stack(part_chance) if part_chance else latents.new_zeros(0),
         vectors=vectors.float().cpu(), hook_name=name, token_scope=str(scope), seed=seed, skipped=report.skipped,

@@ -25,12 +25,17 @@ class PictureSenses:
         cosine: of each with the prompt, `[text n]`.
         group: 0 for a picture of the larger group, 1 for the smaller one, `[text n]`.
         separation: share of the spread that the two groups explain, `[text]`.
+        bimodality: that share along the line between the groups, of pictures that had no part in the line, `[text]`.
+            2/pi for one normal cloud, 1 for two points.
         latent_t: Welch's t of each latent between the groups, positive where it is more active on the smaller one,
             `[text d_sae]`.
         chance_t: greatest absolute t of any latent between random groups of the same sizes, `[text]`; infinite where
             a group has one picture, which says nothing.
-        mixed_separation, mixed_purity: of random pairs of prompts, half and half, `[control]`. Purity is the share of
-            pictures that the split gives back to their prompt; 0.5 is chance.
+        group_auroc: how well each latent tells the pictures of a group from all others that some prompt retrieves, as
+            area under the ROC curve; 0.5 is chance, `[text 2 d_sae]`. NaN for an empty group.
+        text_auroc: the same for all pictures of a text, `[text d_sae]`.
+        mixed_separation, mixed_bimodality, mixed_purity: of random pairs of prompts, half and half, `[control]`. Purity
+            is the share of pictures that the split gives back to their prompt; 0.5 is chance.
         part_of: the name that each part is a word of, `[part]`.
         part_words: the words.
         part_separation, part_purity: of the pictures of the name and those of the word alone, half and half, `[part]`.
@@ -50,9 +55,13 @@ class PictureSenses:
     cosine: Tensor
     group: Tensor
     separation: Tensor
+    bimodality: Tensor
     latent_t: Tensor
     chance_t: Tensor
+    group_auroc: Tensor
+    text_auroc: Tensor
     mixed_separation: Tensor
+    mixed_bimodality: Tensor
     mixed_purity: Tensor
     part_of: Tensor
     part_words: tuple[str, ...]
@@ -69,13 +78,21 @@ class PictureSenses:
 
     @property
     def threshold(self) -> float:
-        """From the controls: the harmonic mean of the median separations of one prompt and of two prompts mixed.
-
-        Nearer to that of one prompt than half-way: two things of one name are pulled together by their captions, and
-        two prompts are not.
-        """
+        """Of a word's pictures from its name's: the harmonic mean of the separations of one prompt and of two mixed."""
         one, two = self.separation[: len(self.names)].median(), self.mixed_separation.median()
         return float(2 * one * two / (one + two).clamp(min=1e-300))
+
+    def bimodality_threshold(self, quantile: float = 0.05) -> float:
+        """From where a prompt's pictures are two groups: a low quantile of the bimodality of two prompts mixed.
+
+        At 0.05, nineteen of twenty pairs of prompts pass it, as a word of two meanings should.
+        """
+        return float(self.mixed_bimodality.quantile(quantile))
+
+    @property
+    def cosine_threshold(self) -> float:
+        """From where a text retrieves something: the least of the names' median cosines with their pictures."""
+        return float(self.cosine[: len(self.names)].median(dim=1).values.min())
 
     @property
     def purity_threshold(self) -> float:
@@ -83,20 +100,21 @@ class PictureSenses:
         return (0.5 + float(self.mixed_purity.median())) / 2
 
     def __repr__(self) -> str:
-        n_two = int((self.separation[: len(self.names)] >= self.threshold).sum())
+        n_two = int(self.to_frame().two_groups.sum())
         skipped = f"; {len(self.skipped)} pictures skipped" * bool(self.skipped)
         return (
             f"PictureSenses({self.sample.shape[1]} pictures of each of {len(self.texts)} prompts; {n_two} names with "
-            f"two groups, separation of at least {self.threshold:.3f}{skipped})"
+            f"two groups, bimodality of at least {self.bimodality_threshold():.3f}{skipped})"
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each name: separation, share of the smaller group, and whether it passes the threshold."""
+        """One row for each name: separation, bimodality, share of the smaller group, and whether there are two."""
         own = slice(len(self.names))
         return pd.DataFrame({
             "name": self.names, "separation": self.separation[own].numpy(),
+            "bimodality": self.bimodality[own].numpy(),
             "smaller_group": self.group[own].double().mean(dim=1).numpy(),
-            "two_groups": (self.separation[own] >= self.threshold).numpy(),
+            "two_groups": (self.bimodality[own] >= self.bimodality_threshold()).numpy(),
         })  # fmt: skip
 
     def save(self, path: str | Path) -> None:

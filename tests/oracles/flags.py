@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
+import torch
+
 
 def paired(before, after):
     """Mean difference of pairs, and its standard error."""
@@ -82,3 +85,26 @@ def crop(rows, x, y, size):
     return [
         [value(place(i, width, middle[0]), place(j, height, middle[1])) for i in range(width)] for j in range(height)
     ]
+
+
+def auroc(inside: list[float], outside: list[float]) -> float:
+    """Share of the pairs in which the one inside is the greater; a tie counts half."""
+    won = sum(1.0 if one > other else 0.5 if one == other else 0.0 for one in inside for other in outside)
+    return won / (len(inside) * len(outside))
+
+
+def bimodality(points: np.ndarray, group: np.ndarray, within: np.ndarray, seed: int, n_splits: int) -> float:
+    """Fisher's line of one half; of the other half the share of the spread that the best cut of it explains."""
+    generator, found = torch.Generator().manual_seed(seed), []
+    for _ in range(n_splits):
+        order = torch.randperm(len(points), generator=generator).numpy()
+        middle = (len(points) + 1) // 2
+        for own, others in ((order[:middle], order[middle:]), (order[middle:], order[:middle])):
+            if min((group[own] == 0).sum(), (group[own] == 1).sum()) < 2:
+                continue
+            sides = [points[own][group[own] == number].mean(axis=0) for number in (0, 1)]
+            values = sorted(float(row @ np.linalg.inv(within) @ (sides[1] - sides[0])) for row in points[others])
+            rest = min(squares([[v] for v in values[:cut]]) + squares([[v] for v in values[cut:]])
+                       for cut in range(1, len(values)))  # fmt: skip
+            found.append(1 - rest / squares([[v] for v in values]))
+    return sum(found) / len(found) if found else 0.0

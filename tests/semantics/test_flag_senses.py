@@ -20,7 +20,15 @@ from clip_lens_ext.attribution import direction_target
 from clip_lens_ext.errors import InputError, LoadError
 from clip_lens_ext.semantics import PictureSenses, Sense, find_picture_senses, find_word_senses
 from clip_lens_ext.semantics.picture_senses import _chance
-from clip_lens_ext.semantics.two_groups import Discriminants, principal_components, purity, split_in_two, welch_t
+from clip_lens_ext.semantics.two_groups import (
+    Discriminants,
+    auroc,
+    bimodality,
+    principal_components,
+    purity,
+    split_in_two,
+    welch_t,
+)
 from clip_lens_ext.towers import HookedCLIP
 
 NAMES = ["crane", "duck", "paper stool", "stool", "heart"]
@@ -108,6 +116,47 @@ def of_retrieved(latent: Tensor, senses: PictureSenses) -> tuple[Tensor, Tensor]
     return torch.from_numpy(left * values), torch.searchsorted(rows, senses.sample.contiguous())
 
 
+def test_bimodality_knows_one_cloud_from_two() -> None:
+    generator = torch.Generator().manual_seed(1)
+    cloud = torch.randn(4000, 5, generator=generator, dtype=torch.float64)
+    within = torch.eye(5, dtype=torch.float64)
+    # Of a normal cloud two means explain 2/pi whichever way it was split; 4000 points leave a per cent.
+    one = bimodality(cloud, split_in_two(cloud, seed=0).group, within, seed=0)
+    assert one == pytest.approx(2 / torch.pi, abs=0.02)
+    flat = torch.rand(4000, 1, generator=generator, dtype=torch.float64)
+    assert bimodality(flat, (flat[:, 0] > 0.5).long(), within[:1, :1], seed=0) == pytest.approx(0.75, abs=0.02)
+    apart = cloud.clone()
+    apart[:1000] += 8.0
+    assert bimodality(apart, split_in_two(apart, seed=0).group, within, seed=0) > 0.97
+    # Groups that are drawn by lot have no line that others would be on two sides of.
+    lot = (torch.rand(4000, generator=generator) < 0.5).long()
+    assert bimodality(cloud, lot, within, seed=0) == pytest.approx(2 / torch.pi, abs=0.02)
+    assert bimodality(cloud, torch.zeros(4000).long(), within, seed=0) == 0
+    assert bimodality(torch.ones(9, 2).double(), (torch.arange(9) % 2), within[:2, :2], seed=0) == 0
+
+
+@given(n=st.integers(8, 14), seed=st.integers(0, 30), gap=st.sampled_from([0.0, 3.0]))
+@settings(max_examples=20, deadline=None)
+def test_bimodality_by_every_cut(n: int, seed: int, gap: float) -> None:
+    cloud = points(n, seed, gap)
+    group = split_in_two(cloud, seed=0).group
+    within = torch.diag(torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64))
+    expected = oracle.bimodality(cloud.numpy(), group.numpy(), within.numpy(), 7, 3)
+    assert bimodality(cloud, group, within, seed=7, n_splits=3) == pytest.approx(expected, abs=1e-9)
+
+
+@given(seed=st.integers(0, 30), levels=st.sampled_from([2, 5, 1000]))
+@settings(max_examples=20, deadline=None)
+def test_auroc_counts_pairs(seed: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(levels, (11, 3), generator=generator).double()
+    sets = torch.rand(2, 11, generator=generator) < 0.5
+    sets[:, 0], sets[:, 1] = True, False
+    expected = [[oracle.auroc(column[one].tolist(), column[~one].tolist()) for column in values.T] for one in sets]
+    torch.testing.assert_close(auroc(values, sets), torch.tensor(expected, dtype=torch.float64))
+    assert auroc(values, torch.ones(1, 11).bool()).isnan().all()
+
+
 def test_sets_of_the_same_points_give_no_direction() -> None:
     features = points(40, 7)
     sets = torch.stack([torch.arange(8), torch.arange(8, 16), torch.arange(8, 16), torch.arange(8, 16)])
@@ -157,11 +206,22 @@ def test_what_is_retrieved_and_split(clip: HookedCLIP, pixels: Tensor, sae: Any,
         activation = clip.vision.run_to(pixels, sae.cfg.metadata.hook_name)[:, 1:]
     latent = sae.encode(activation).amax(1).clamp(min=0).detach()
     features, sample = of_retrieved(latent, senses)
+    used = latent[senses.sample.unique()]
     space = Discriminants(features, sample[: len(NAMES)], 3)
     for row in range(len(senses.texts)):
         own = split_in_two(features[sample[row]] @ (space.without(row) if row < 5 else space.without()), seed=0)
         assert senses.group[row].tolist() == own.group.tolist()
         assert float(senses.separation[row]) == pytest.approx(own.separation, abs=1e-9)
+        left_out = (row,) if row < 5 else ()
+        two = oracle.bimodality(features[sample[row]].numpy(), own.group.numpy(), space.within(*left_out).numpy(), 0, 8)
+        assert float(senses.bimodality[row]) == pytest.approx(two, rel=1e-6)
+        for number in (0, 1):
+            inside = torch.isin(torch.arange(len(features)), sample[row][senses.group[row] == number])
+            expected = [oracle.auroc(column[inside].tolist(), column[~inside].tolist()) for column in used.T]
+            assert senses.group_auroc[row, number].tolist() == pytest.approx(expected, abs=1e-6)
+        inside = torch.isin(torch.arange(len(features)), sample[row])
+        expected = [oracle.auroc(column[inside].tolist(), column[~inside].tolist()) for column in used.T]
+        assert senses.text_auroc[row].tolist() == pytest.approx(expected, abs=1e-6)
         sides = [latent[senses.sample[row]][senses.group[row] == number] for number in (0, 1)]
         torch.testing.assert_close(senses.latent_t[row], welch_t(*sides), rtol=1e-6, atol=1e-8)
 
@@ -216,7 +276,10 @@ def test_thresholds_come_from_the_controls(senses: PictureSenses) -> None:
     one, two = senses.separation[:5].sort().values[2], senses.mixed_separation.sort().values[2]
     assert senses.threshold == pytest.approx(2 / (1 / float(one) + 1 / float(two)))
     assert senses.purity_threshold == pytest.approx((0.5 + float(senses.mixed_purity.sort().values[2])) / 2)
-    assert senses.to_frame().two_groups.tolist() == (senses.separation[:5] >= senses.threshold).tolist()
+    low = float(senses.mixed_bimodality.quantile(0.05))
+    assert senses.bimodality_threshold() == low
+    assert senses.to_frame().two_groups.tolist() == [float(value) >= low for value in senses.bimodality[:5]]
+    assert senses.cosine_threshold == min(float(row.sort().values[3]) for row in senses.cosine[:5])
 
 
 def test_seeds_and_batches(clip: HookedCLIP, pixels: Tensor, sae: Any, senses: PictureSenses) -> None:

@@ -110,6 +110,11 @@ def edited(row: int, column: int, value: float, what: str = "prediction_change")
     return effects(**{what: tensor})
 
 
+def cosines(*of_text: float) -> torch.Tensor:
+    """Of eight pictures each, around a value for each text."""
+    return torch.tensor(of_text)[:, None] + torch.tensor([0.03, 0.02, 0.01, 0, 0, -0.01, -0.02, -0.03])
+
+
 def senses(**changes: Any) -> PictureSenses:
     """Two groups for "crane", told apart by latents 5 and 6; "stool" alone shows something else than "paper stool"."""
     n = 8
@@ -117,14 +122,20 @@ def senses(**changes: Any) -> PictureSenses:
     latent_t[0, 5], latent_t[0, 6], latent_t[1, 5] = -9.0, 9.0, 9.0
     part_t = torch.zeros(2, D_SAE, dtype=torch.float64)
     part_t[:, 7] = 9.0
+    # What matters for a prompt tells its pictures from all others; latent 8, which matters for all, tells none.
+    areas = torch.full((len(TEXTS), D_SAE), 0.5)
+    areas[0, 5], areas[0, 6], areas[5, 7], areas[1:4, 8] = 0.9, 0.95, 0.95, 0.8
     vectors = unit(random(len(TEXTS), WIDTH, seed=4))
     directions = alignment().directions
     assert directions is not None
     vectors[TEXTS.index("stool")] = vectors[TEXTS.index("paper")] = directions[7]  # latent 7 fits the words
     fields: dict[str, Any] = {
         "names": NAMES, "texts": TEXTS, "prompts": PROMPTS, "sample": torch.arange(n).expand(len(TEXTS), n),
-        "cosine": torch.ones(len(TEXTS), n), "group": torch.tensor([0, 0, 0, 0, 0, 1, 1, 1]).expand(len(TEXTS), n),
+        "cosine": cosines(0.7, 0.6, 0.8, 0.7, 0.3, 0.7),
+        "group": torch.tensor([0, 0, 0, 0, 0, 1, 1, 1]).expand(len(TEXTS), n),
         "separation": torch.tensor([0.4, 0.1, 0.1, 0.1, 0.1, 0.1]), "latent_t": latent_t,
+        "bimodality": torch.tensor([0.9, 0.7, 0.7, 0.7, 0.7, 0.7]), "mixed_bimodality": torch.tensor([0.8, 0.9, 1.0]),
+        "group_auroc": areas[:, None].expand(-1, 2, -1), "text_auroc": areas,
         "chance_t": torch.full((len(TEXTS),), 4.0), "mixed_separation": torch.tensor([0.4, 0.5, 0.4]),
         "mixed_purity": torch.tensor([1.0, 0.9, 0.8]), "part_of": torch.tensor([2, 2]), "part_words": TEXTS[4:],
         "part_separation": torch.tensor([0.1, 0.4]), "part_purity": torch.tensor([0.5, 1.0]), "part_latent_t": part_t,
@@ -243,10 +254,10 @@ def test_polysemous() -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        {"separation": torch.full((6,), 0.1)},  # no two groups
+        {"bimodality": torch.full((6,), 0.7)},  # no two groups
         {"chance_t": torch.full((6,), 10.0)},  # random groups differ as much
-        {"separation": torch.tensor([0.4, 0.3, 0.3, 0.3, 0.3, 0.3]), "mixed_separation": torch.tensor([0.9])},
-        # ... two prompts differ far more
+        {"mixed_bimodality": torch.tensor([0.95])},  # two prompts differ far more
+        {"group_auroc": torch.full((6, 2, D_SAE), 0.6)},  # active on the group, and on many other pictures
     ],
 )
 def test_polysemous_needs_every_piece(broken: dict[str, torch.Tensor]) -> None:
@@ -271,8 +282,24 @@ def test_a_flag_says_how_many_latents_passed() -> None:
             assert {flag.number("latents that pass") for flag in found} == {2}
 
 
+def test_the_latent_that_tells_a_group_best_comes_first() -> None:
+    latent_t = senses().latent_t.clone()
+    latent_t[0, 6] = -8.0  # latents 5 and 6 both tell the first group: 5 has the greater share and t, 6 the greater area
+    (flag,) = flagged(senses=senses(latent_t=latent_t), n_latents=1).of("polysemous")
+    assert (flag.latent, flag.number("latent: AUROC of its group")) == (6, pytest.approx(0.95))
+    part_t, values = senses().part_latent_t.clone(), total()
+    part_t[1, 9], values[5, 9] = 20.0, 2.0
+    for area, first in ((0.97, 9), (0.9, 7)):
+        areas = senses().text_auroc.clone()
+        areas[5, 9] = area
+        flags = flag_components(attributions(values), alignment(), references(), target=target(), n_latents=1,
+                                senses=senses(part_latent_t=part_t, text_auroc=areas), **LOW)  # fmt: skip
+        assert [flag.latent for flag in flags.of("compound noun")] == [first]
+
+
 def test_an_edit_is_stronger_evidence_than_two_groups() -> None:
-    two = senses(separation=torch.tensor([0.4, 0.4, 0.1, 0.1, 0.1, 0.1]))
+    two = senses(bimodality=torch.tensor([0.9, 0.9, 0.7, 0.7, 0.7, 0.7]),
+                 group_auroc=torch.full((6, 2, D_SAE), 0.9))  # fmt: skip
     values = total()
     values[1, 5] = 1.0
     both = flag_components(attributions(values), alignment(), references(), target=target(), senses=two,
@@ -298,18 +325,41 @@ def test_compound() -> None:
         {"part_purity": torch.tensor([0.5, 0.5])},
         {"part_latent_t": torch.zeros(2, D_SAE).double()},
         {"part_chance_t": torch.full((2,), 10.0)},  # random halves differ as much
+        {"cosine": cosines(0.7, 0.6, 0.8, 0.7, 0.3, 0.59)},  # the word names nothing
     ],
 )
 def test_compound_needs_every_piece(broken: dict[str, torch.Tensor]) -> None:
     assert flagged(senses=senses(**broken)).of("compound noun") == ()
 
 
-def test_a_compound_s_latent_fits_its_word_better() -> None:
+def test_a_compound_s_latent_tells_the_word_s_pictures_from_all_others() -> None:
+    areas = senses().text_auroc.clone()
+    areas[5, 7] = 0.7  # below what the best latents do for the names
+    assert flagged(senses=senses(text_auroc=areas)).of("compound noun") == ()
+    assert flagged(senses=senses(text_auroc=areas), min_auroc=0.7).of("compound noun") != ()
+
+
+def test_whether_a_compound_s_latent_fits_its_word_better_is_told() -> None:
     same = replace(target(), vectors=unit(random(1, WIDTH, seed=4)).expand(6, -1))
-    assert flagged(senses=senses(), target=same).of("compound noun") == ()
+    (flag,) = flagged(senses=senses(), target=same).of("compound noun")
+    assert flag.number("score for the word less that for the prompt") == pytest.approx(0, abs=1e-15)
     # Vectors of the model are not those of another judge: the target alone says what fits.
     other = senses(vectors=unit(random(1, 3, seed=4)).expand(6, -1))
-    assert flagged(senses=other).of("compound noun") == flagged(senses=senses()).of("compound noun") != ()
+    (flag,) = flagged(senses=other).of("compound noun")
+    score = alignment().score_vectors(target().vectors)[7]
+    better = float(score[TEXTS.index("stool")] - score[TEXTS.index("paper stool")])
+    assert flag.number("score for the word less that for the prompt") == pytest.approx(better)
+
+
+def test_the_controls_of_groups_by_hand() -> None:
+    thresholds = flagged(senses=senses(), mixed_quantile=0.5).thresholds
+    assert thresholds["bimodality"] == pytest.approx(0.9)  # of 0.8, 0.9, 1.0
+    assert thresholds["word_cosine"] == pytest.approx(0.6)  # of 0.7, 0.6, 0.8, 0.7: words are not asked
+    # The best latents that matter: 0.95 (latent 6) for the crane, 0.8 (latent 8) for the three others.
+    assert thresholds["auroc"] == pytest.approx(0.8)
+    assert flagged(senses=senses(), mixed_quantile=1.0).thresholds["auroc"] == pytest.approx(0.95)
+    least = flagged(senses=senses(), min_share=5.0).thresholds["auroc"]
+    assert least == 1.0  # nothing matters, so nothing is a control
 
 
 def test_too_few_edits_are_no_control() -> None:
@@ -476,7 +526,7 @@ def test_table_and_file(tmp_path: Path) -> None:
     frame = flags.to_frame()
     assert len(frame) == len(flags)
     sentence = frame[frame.kind == "polysemous"].evidence.iloc[0]
-    assert "separation of two groups 0.4 (at least 0.16, from the harmonic mean" in sentence
+    assert "bimodality of the pictures 0.9 (at least 0.81, from quantile 0.05 of two prompts mixed)" in sentence
     flags.save(tmp_path / "flags.safetensors")
     found = Flags.load(tmp_path / "flags.safetensors")
     assert [str(flag) for flag in found.flags] == [str(flag) for flag in flags.flags]

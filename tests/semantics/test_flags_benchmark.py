@@ -25,19 +25,22 @@ def test_auroc_counts_pairs() -> None:
         assert found == pytest.approx(sum(pairs) / len(pairs))
 
 
+RIGHT, WRONG = [{"right_subject": True}], [{"right_subject": False}]
+
+
 def entry(**changes: Any) -> dict[str, Any]:
-    known = {"hits": ["a", "b"], "flagged": {"a": [], "b": [], "x": []}, "planted": ["a", "b", "c", "d"],
-             "learned": ["a", "c"], "findable": ["a"], "all_things": ["a"],
+    known = {"hits": ["a", "b"], "flagged": {"a": RIGHT, "b": RIGHT, "c": RIGHT, "d": WRONG, "x": RIGHT},
+             "planted": ["a", "b", "c", "d"], "learned": ["a", "c"], "findable": ["a"], "all_things": ["a"],
              "model": dict.fromkeys("abcd", 0.8), "best_latent": dict.fromkeys("abcd", 0.7)}  # fmt: skip
     return known | changes
 
 
 def test_rates_divide_by_what_was_flagged_and_by_what_is_there() -> None:
-    assert benchmark.rates(entry()) == pytest.approx((2 / 3, 2 / 4, 1 / 2, 1))
+    # Of five flagged prompts a, b and c are planted with that subject; flagged latents are about it for a and b.
+    assert benchmark.rates(entry()) == pytest.approx((3 / 5, 2 / 5, 2 / 4, 1 / 2, 1))
     nothing = benchmark.rates(entry(hits=[], flagged={}, findable=[]))
-    assert nothing[1:3] == (0, 0)
-    assert math.isnan(nothing[0])
-    assert math.isnan(nothing[3])
+    assert nothing[2:4] == (0, 0)
+    assert [math.isnan(nothing[place]) for place in (0, 1, 4)] == [True] * 3
 
 
 def test_the_section_says_what_was_missed_and_over_how_many_seeds() -> None:
@@ -45,10 +48,10 @@ def test_the_section_says_what_was_missed_and_over_how_many_seeds() -> None:
     text = benchmark.section({7: dict.fromkeys(benchmark.KINDS, entry()), 8: dict.fromkeys(benchmark.KINDS, empty)})
     line = next(line for line in text.splitlines() if line.startswith("| artifact | 7 |"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[2:6] == ["0.67", "0.50", "0.50", "1.00"]
-    assert cells[6:] == ["b (0.80), d (0.80)", "c (0.70)", "c, d", "x"]
+    assert cells[2:7] == ["0.60", "0.40", "0.50", "0.50", "1.00"]
+    assert cells[7:] == ["b (0.80), d (0.80)", "c (0.70)", "c, d", "c, d, x"]
     mean = next(line for line in text.splitlines() if line.startswith("| **artifact** | mean |"))
-    assert "**0.67** of 1" in mean  # nothing was flagged on the other seed, which has no precision
+    assert "**0.60** of 1" in mean  # nothing was flagged on the other seed, which has no precision
     assert "**0.25**" in mean
     assert "1 of 2 hits have flagged latents of both" in text
 
