@@ -284,7 +284,7 @@ def test_a_flag_says_how_many_latents_passed() -> None:
 
 def test_the_latent_that_tells_a_group_best_comes_first() -> None:
     latent_t = senses().latent_t.clone()
-    latent_t[0, 6] = -8.0  # latents 5 and 6 both tell the first group: 5 has the greater share and t, 6 the greater area
+    latent_t[0, 6] = -8.0  # 5 and 6 both tell the first group: 5 has the greater share and t, 6 the greater area
     (flag,) = flagged(senses=senses(latent_t=latent_t), n_latents=1).of("polysemous")
     assert (flag.latent, flag.number("latent: AUROC of its group")) == (6, pytest.approx(0.95))
     part_t, values = senses().part_latent_t.clone(), total()
