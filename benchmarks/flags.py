@@ -37,7 +37,10 @@ KINDS = ("polysemous", "compound noun", "typographic", "artifact")
 FUNCTION_WORDS = frozenset(["a", "photo", "of", "picture", "drawing", "and", "on", "with", "the", "word", "sign"])
 N_PICTURES, N_OF_PROMPT, N_EDITED, N_WRITTEN, N_PROBE = 4800, 120, 48, 32, 1500
 DEVELOPED_ON = (0, 101, 102)
-REVIEWED = "103 was measured once with earlier rules, and not looked into."
+REVIEWED = (
+    "103 was measured once with earlier rules, and not looked into. The totals of 103 to 106 had been seen (precision of typographic flags 0.83, 1, 1 and "
+    "0.71) when a word that no masked picture has lost its flag, by the rule's definition and a false flag on 102; nothing else of these worlds was looked at."
+)
 ABOUT = 0.75  # AUROC from which a latent counts as being about something
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

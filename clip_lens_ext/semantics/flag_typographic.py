@@ -38,9 +38,12 @@ def typographic_flags(
     Needed, for a prompt that holds the drawn word: the prediction rises, `t >= min_t`; it rises more than under
     `text_quantile` of the other drawn words, and more than `prompt_quantile` of the other prompts do; where controls
     of the same pictures were measured (a word of equal length, an empty plate), it rises against each, `t >= min_t`;
-    where pictures with this word were masked, it falls, `t <= -min_t`. The latents are those through which part of the
-    rise goes and which are more active with the word than without, `t >= min_t`, and than with at least one of the
-    controls: what reads any text reads another word too, but not an empty plate. Masked, they are less active.
+    and where text was masked, on pictures with this very word, it falls, `t <= -min_t`. With masks of other words alone
+    this word is on no picture of the data, so that nothing shows the fall, and there is no flag.
+
+    The latents are those through which part of the rise goes and which are more active with the word than without,
+    `t >= min_t`, and than with at least one of the controls: what reads any text reads another word too, but not an
+    empty plate. Masked, they are less active.
 
     Args:
         relevance: shares and expectations.
@@ -53,6 +56,8 @@ def typographic_flags(
     drawn = effects.rows("text_drawn")
     found: list[Flag] = []
     for row in drawn:
+        if effects.rows("text_masked") and not _masked(effects, effects.subjects[row]):
+            continue
         for column, prompt in enumerate(effects.prompts):
             if not holds(prompt, effects.subjects[row]):
                 continue

@@ -190,6 +190,15 @@ def test_typographic_needs_every_piece(broken: InterventionEffects) -> None:
     assert flagged(interventions=broken).of("typographic") == ()
 
 
+def test_a_word_that_no_masked_picture_has_gets_no_flag_unless_nothing_was_masked() -> None:
+    names, kinds, subjects = (list(getattr(effects(), name)) for name in ("names", "kinds", "subjects"))
+    names[4], subjects[4] = "mask duck", "duck"
+    assert flagged(interventions=effects(names=names, subjects=subjects)).of("typographic") == ()
+    kinds[4] = "background"
+    (flag,) = flagged(interventions=effects(names=names, subjects=subjects, kinds=kinds)).of("typographic")
+    assert (flag.subject, [one.name for one in flag.evidence if "masked" in one.name]) == ("gear", [])
+
+
 def test_words_are_found_whatever_stands_around_them() -> None:
     prompts = ("a photo of a crane.", "a photo of a Duck.", "a photo of a paper stool.", "A photo of a GEAR.")
     given = effects(prompts=prompts)
