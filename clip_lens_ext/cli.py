@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # or a name that the terminal cannot show is a traceback
     try:
         command: Callable[[argparse.Namespace], None] = arguments.command
+        if hasattr(arguments, "device"):
+            _check_device(arguments.device)
         command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe has left, as `head` does; the interpreter would complain at exit
@@ -178,7 +180,7 @@ def _job(arguments: argparse.Namespace) -> _Job:
     from clip_lens_ext.saes.load import load_sae
     from clip_lens_ext.towers.load import load_clip
 
-    device = _device(arguments.device)
+    device = arguments.device
     clip = load_clip(arguments.model, device=device) if arguments.model else planted_clip(device)
     if arguments.sae:
         sae = load_sae(arguments.sae, hook_name=arguments.hook, token_scope=arguments.tokens, device=device)
@@ -226,14 +228,13 @@ def _held_out(world: PlantedWorld) -> tuple[Tensor, list[str]]:
     return normalise(torch.cat(pictures)), names
 
 
-def _device(name: str) -> str:
+def _check_device(name: str) -> None:
     import torch
 
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch without this kind of device
         raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return name
 
 
 def _named_embeddings(path: Path, names: Sequence[str] | None) -> Target:

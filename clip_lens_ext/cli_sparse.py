@@ -58,7 +58,8 @@ def read_pairs(path: Path) -> tuple[list[Path], list[list[str]]]:
     """Pictures and the captions of each, from a CSV file, in the order in which they first come.
 
     Raises:
-        InputError: no such file, a column is missing, a row lacks a value, or there is no row; it says which.
+        InputError: no such file, a column is missing, a row lacks a value or names a picture that is not there, or
+            there is no row; it says which.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -71,6 +72,8 @@ def read_pairs(path: Path) -> tuple[list[Path], list[list[str]]]:
             for row in rows:
                 if not row["image"] or not row["caption"]:
                     raise InputError(f"line {rows.line_num} of {path} lacks its image or its caption")
+                if not (path.parent / row["image"]).is_file():
+                    raise InputError(f"line {rows.line_num} of {path}: there is no file {path.parent / row['image']}")
                 found.setdefault(path.parent / row["image"], []).append(row["caption"])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV: {error}") from error
@@ -106,7 +109,9 @@ def _train(arguments: argparse.Namespace) -> None:
     held, rest = sorted(order[:n_held]), sorted(order[n_held:])
     if len(rest) < 2:
         raise InputError(f"{len(captions)} pairs, of which {n_held} are held out: too few to train on")
-    d_code = arguments.d_code or 16 * clip.vision.cfg.d_embed
+    # Before the training: held-out captions that the tokenizer refuses would be found after it.
+    clip.tokenize([text for given in captions for text in ([given] if isinstance(given, str) else given)])
+    d_code = 16 * clip.vision.cfg.d_embed if arguments.d_code is None else arguments.d_code
     sparse = add_sparse_heads(clip, d_code, activation=arguments.activation, k=arguments.k, seed=arguments.seed,
                          logit_scale=min(FIRST_SCALE, arguments.cap))  # fmt: skip
     progress = not arguments.no_progress and sys.stderr.isatty()
@@ -126,8 +131,12 @@ def _train(arguments: argparse.Namespace) -> None:
     test[1:] = True  # retrieval needs no training half, and a split has one
     data = cle.EvaluationData(_some(images, held), captions=[captions[i] for i in held], is_test=test,
                               preprocess=clip.preprocess)  # fmt: skip
-    print(f"on {n_held - 1} pairs that were held out:")
-    print(cle.beside_dense(found.clip, data, dense=clip, seed=arguments.seed, progress=progress))
+    beside = cle.beside_dense(found.clip, data, dense=clip, seed=arguments.seed, progress=progress)
+    skipped = f", {len(beside.skipped)} pictures skipped" * bool(beside.skipped)
+    print(f"on {int(beside.n_samples[beside.measures.index('image to text R@1')])} pairs that were held out{skipped}:")
+    for skip in beside.skipped[:5]:
+        print(f"  skipped {skip.name}: {skip.reason}")
+    print(beside)
 
 
 def _some(images: Any, indexes: list[int]) -> Any:

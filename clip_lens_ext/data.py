@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.image_files import (
@@ -27,11 +26,11 @@ from clip_lens_ext.image_files import (
     Skipped,
     UnreadableError,
     as_rgb,
-    image_files,
     read_image,
     read_picture,
     reason,
 )
+from clip_lens_ext.image_sources import IMAGE_KEYS, ImageSource, image_source
 
 # fmt: off
 __all__ = ["IMAGE_KEYS", "IMAGE_SUFFIXES", "ImageBatch", "ImageBatches", "Preprocess", "Skipped", "image_batches",
@@ -40,7 +39,6 @@ __all__ = ["IMAGE_KEYS", "IMAGE_SUFFIXES", "ImageBatch", "ImageBatches", "Prepro
 
 Preprocess = Callable[[Image.Image], Tensor]
 
-IMAGE_KEYS = ("image", "pixel_values", "img")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +56,6 @@ class ImageBatch:
     indexes: list[int]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Samples by position (`n` and `read`), or in the one order that `stream` gives them."""
-
-    name: Callable[[int], str] = str
-    n: int | None = None
-    read: Callable[[int], Any] | None = None
-    stream: Callable[[], Iterator[Any]] | None = None
-
-
 class ImageBatches:
     """Batches of preprocessed samples that can be iterated again and again; made by `image_batches`.
 
@@ -79,7 +67,7 @@ class ImageBatches:
     """
 
     def __init__(
-        self, source: _Source, preprocess: Preprocess | None, batch_size: int, strict: bool, order: list[int] | None
+        self, source: ImageSource, preprocess: Preprocess | None, batch_size: int, strict: bool, order: list[int] | None
     ) -> None:
         self._source, self._preprocess, self._strict, self._order = source, preprocess, strict, order
         self.batch_size = batch_size
@@ -96,6 +84,20 @@ class ImageBatches:
         if self.n_samples is None:
             raise TypeError("the data does not say how many samples it has")
         return self.n_samples
+
+    def keeping_order(self, why: str) -> ImageBatches:
+        """These batches, if sample i is the same one in each pass.
+
+        Args:
+            why: what goes wrong otherwise, for the error.
+
+        Raises:
+            InputError: a `DataLoader` that draws its order at random.
+        """
+        if self._source.shuffled:
+            raise InputError(f"this DataLoader gives its samples in another order each time, and {why}: pass its "
+                             "data set, or a loader with shuffle=False")  # fmt: skip
+        return self
 
     def select(self, indexes: Sequence[int]) -> ImageBatches:
         """The samples at these positions, in this order, as batches of their own.
@@ -206,7 +208,7 @@ def image_batches(
         return data
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be a positive integer, not {batch_size!r}")
-    source = _source(data, recursive=recursive, can_preprocess=preprocess is not None)
+    source = image_source(data, recursive=recursive, can_preprocess=preprocess is not None)
     if source.n == 0:
         raise InputError(f"no samples in this {type(data).__name__}")
     return ImageBatches(source, preprocess, batch_size, strict, order=None)
@@ -246,83 +248,3 @@ def _as_pixels(item: Any, preprocess: Preprocess | None, name: str) -> Tensor:
             f"sample {name!r} is {_kind(item)}: floats [3 height width] (preprocessed) or token ids [n_ctx] are needed"
         )
     return item
-
-
-def _source(data: Any, *, recursive: bool, can_preprocess: bool) -> _Source:
-    if isinstance(data, Tensor):
-        return _tensor_source(data)
-    if isinstance(data, str | os.PathLike | Image.Image):
-        data = [data]
-    if isinstance(data, list | tuple):
-        return _list_source(list(data), recursive=recursive, can_preprocess=can_preprocess)
-    if isinstance(data, DataLoader):
-        return _loader_source(data)
-    if isinstance(data, Mapping):
-        raise InputError(f"a mapping with the keys {sorted(map(str, data))}: pass one split of it")
-    columns = getattr(data, "column_names", None)
-    if columns is not None and not any(key in columns for key in IMAGE_KEYS):
-        raise InputError(f"the data set has the columns {list(columns)}: one of {IMAGE_KEYS} is needed")
-    # IterableDataset inherits a __getitem__ that only raises.
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
-        return _Source(n=len(data), read=data.__getitem__)
-    if isinstance(data, Iterable):
-        if iter(data) is data:
-            raise InputError("an iterator can be read only once: pass a list, a Dataset or a DataLoader")
-        return _Source(stream=lambda: iter(data))
-    raise InputError(f"cannot read images from a {type(data).__name__}: see image_batches for what is accepted")
-
-
-def _tensor_source(data: Tensor) -> _Source:
-    ids = data.ndim == 2 and not data.is_floating_point() and data.dtype is not torch.bool
-    pixels = data.ndim == 4 and data.shape[1] == 3 and data.is_floating_point()
-    if not ids and not pixels:
-        raise InputError(
-            f"a tensor {_kind(data)}: floats [sample 3 height width] or token ids [sample n_ctx] are needed"
-        )
-    for start in range(0, len(data) if pixels else 0, 64):  # in slices: no mask as large as the data
-        finite = torch.isfinite(data[start : start + 64]).flatten(1).all(1)
-        if not finite.all():
-            raise InputError(f"sample {start + int(finite.int().argmin())} holds NaN or infinite values")
-    return _Source(n=len(data), read=data.__getitem__)
-
-
-def _list_source(items: list[Any], *, recursive: bool, can_preprocess: bool) -> _Source:
-    samples: list[Any] = []
-    names: list[str] = []
-    for item in items:
-        if isinstance(item, str | os.PathLike):
-            path = Path(item)
-            if not path.exists():
-                raise InputError(f"no such file or folder: {str(path)!r}")
-            found = image_files(path, recursive=recursive) if path.is_dir() else [path]
-            if not found:
-                suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-                raise InputError(f"no image in the folder {str(path)!r} (looked for {suffixes})")
-            samples += found
-            # A single folder names its images from itself; several could hold the same names.
-            alone = len(items) == 1 and path.is_dir()
-            names += [file.relative_to(path).as_posix() if alone else str(file) for file in found]
-        else:
-            samples.append(item)
-            names.append(str(getattr(item, "filename", "") or len(names)))
-    if not can_preprocess and any(isinstance(sample, Path | Image.Image) for sample in samples):
-        raise InputError("images need preprocess= (for example clip.preprocess) to become tensors")
-    return _Source(name=names.__getitem__, n=len(samples), read=samples.__getitem__)
-
-
-def _loader_source(loader: DataLoader[Any]) -> _Source:
-    def stream() -> Iterator[Any]:
-        for batch in loader:
-            if isinstance(batch, Mapping):
-                batch = next((batch[key] for key in IMAGE_KEYS if key in batch), batch)
-            elif isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
-                batch = batch[0]
-            is_batch = batch.ndim in (2, 4) if isinstance(batch, Tensor) else isinstance(batch, list | tuple)
-            yield from batch if is_batch else [batch]
-
-    plain = type(loader.sampler) is SequentialSampler and type(loader.batch_sampler) is BatchSampler
-    whole = not loader.drop_last and loader.collate_fn is default_collate and hasattr(loader.dataset, "__len__")
-    if plain and whole:
-        # Asked for another order it is the data set that is read; in its own order, the loader with its workers.
-        return _Source(n=len(loader.dataset), read=loader.dataset.__getitem__, stream=stream)  # type: ignore[arg-type]
-    return _Source(stream=stream)

@@ -43,6 +43,9 @@ def test_a_cap_that_was_reached_is_not_said_to_be_none(tmp_path: Path, capsys: p
 
 
 def test_pairs_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"x/{number}.png").touch()
     (tmp_path / "pairs.csv").write_text('caption,image,more\n"a cat, a dog",x/1.png,0\nb,x/2.png,1\nc,x/1.png,2\n')
     paths, captions = read_pairs(tmp_path / "pairs.csv")
     assert paths == [tmp_path / "x/1.png", tmp_path / "x/2.png"]
@@ -55,6 +58,7 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
         ("image,text\na,b\n", "no column caption"),
         ("image,caption\na,\n", "line 2 .* lacks"),
         ("image,caption\n", "no rows"),
+        ("image,caption\nnone.png,a\n", r"line 2 .* there is no file .*none\.png"),
         ("", "no column image and no caption"),
         ("image,caption\n\xff,b\n", "cannot be read as CSV"),
     ],

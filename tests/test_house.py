@@ -19,6 +19,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py"))
 LAYERS = [
     {"errors", "provenance", "bootstrap"},
     {"image_files", "result_files"},
+    {"image_sources"},
     {"data", "passes", "pass_rows"},
     {"towers"},
     {"saes"},

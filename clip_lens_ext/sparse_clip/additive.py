@@ -201,9 +201,14 @@ def _attribution(
         activation.append(codes[found.sample, found.feature])
         n_empty += int((~(codes > 0).any(dim=1)).sum())
         names += batch.names
-    if n_empty:
-        warnings.warn(f"{n_empty} pictures have a code of zeros, which has no direction: their cosines are set to zero",
-                      stacklevel=3)  # fmt: skip
+    n_mute = int((~(target.vectors != 0).any(dim=1)).sum())
+    for n, what in ((n_empty, "pictures"), (n_mute, "texts")):
+        if n:
+            warnings.warn(f"{n} {what} have a code of zeros, which has no direction: their cosines are set to zero",
+                          stacklevel=3)  # fmt: skip
+    if batches.skipped:
+        named = "; ".join(f"{skip.name}: {skip.reason}" for skip in batches.skipped[:3])
+        warnings.warn(f"{len(batches.skipped)} pictures could not be read and are left out ({named})", stacklevel=3)
     dtype = torch.float64 if cfg.dtype == torch.float64 else torch.float32
     sample, latent, value, prediction = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     return Attribution(
@@ -212,5 +217,6 @@ def _attribution(
         hook_name=EMBEDDING, tower="vision", token_scope="pooled", error_term="none",
         unit="logit" if logit_scale else "cosine", sample_names=tuple(names),
         provenance={"model": clip.model_name, "data_fingerprint": batches.fingerprint,
-                    "target_fingerprint": target.fingerprint, "versions": versions()},
+                    "target_fingerprint": target.fingerprint, "versions": versions(),
+                    "skipped": [[skip.name, skip.reason] for skip in batches.skipped]},
     )  # fmt: skip

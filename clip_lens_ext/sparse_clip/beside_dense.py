@@ -14,7 +14,9 @@ from clip_lens_ext.bootstrap import bootstrap_intervals
 from clip_lens_ext.data import Skipped
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.result_files import load_result, save_result
+from clip_lens_ext.sparse_clip.checks import checked_count, checked_seed
 from clip_lens_ext.sparse_clip.head import dense_clip
+from clip_lens_ext.sparse_clip.steering_result import check_interval
 from clip_lens_ext.spectrum.embedded import embed
 from clip_lens_ext.spectrum.evaluation_data import EvaluationData
 from clip_lens_ext.spectrum.measures import hits
@@ -130,6 +132,9 @@ def beside_dense(
     """
     if data.has_embeddings:
         raise InputError("embeddings are of one model, and two are compared: pass the pictures")
+    checked_count(n_bootstrap, "n_bootstrap")
+    check_interval(confidence)
+    checked_seed(seed)
     found = {}
     for name, model in (("sparse", clip), ("dense", dense or dense_clip(clip))):
         headed = isinstance(model.native, HeadedCLIP)  # a dense model that gives zeros is broken

@@ -12,7 +12,7 @@ from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import fingerprint, module_sha256, versions
 from clip_lens_ext.sparse_clip.caption_steering_result import CaptionSteering
 from clip_lens_ext.sparse_clip.captioner import Captions, SparseCaptioner
-from clip_lens_ext.sparse_clip.checks import checked_count, checked_strengths
+from clip_lens_ext.sparse_clip.checks import checked_count, checked_seed, checked_strengths
 from clip_lens_ext.sparse_clip.steering import steer
 from clip_lens_ext.sparse_clip.steering_data import SteeringData, plan_steering
 from clip_lens_ext.sparse_clip.steering_effect import STRENGTHS
@@ -83,6 +83,7 @@ def caption_steering(
     checked_count(longest, "longest")
     checked_count(n_bootstrap, "n_bootstrap")
     check_interval(confidence)
+    checked_seed(seed)
     if captioner.d_code != data.codes.shape[1]:
         raise InputError(f"the captioner reads codes of {captioner.d_code} features, and the data have "
                          f"{data.codes.shape[1]}")  # fmt: skip
@@ -128,8 +129,8 @@ def named_classes(text: str, classes: Sequence[str]) -> set[str]:
         >>> sorted(named_classes("a glass moth and a red kite", ["glass", "glass moth", "kite", "red"]))
         ['glass moth', 'kite', 'red']
     """
-    words = [word.strip(".,;:!?\"'()") for word in text.lower().split()]
-    names = sorted(((tuple(name.lower().split()), name) for name in classes), key=lambda pair: -len(pair[0]))
+    words = _words(text)
+    names = sorted(((tuple(_words(name)), name) for name in classes), key=lambda pair: -len(pair[0]))
     found, place = set(), 0
     while place < len(words):
         here = next((pair for pair in names if tuple(words[place : place + len(pair[0])]) == pair[0]), None)
@@ -137,6 +138,10 @@ def named_classes(text: str, classes: Sequence[str]) -> set[str]:
             found.add(here[1])
         place += 1 if here is None else len(here[0])
     return found
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip(".,;:!?\"'()") for word in text.lower().split()]
 
 
 def _judged(

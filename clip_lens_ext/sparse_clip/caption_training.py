@@ -159,14 +159,14 @@ def train_captioner(
         "captioner": module_sha256(captioner), "codes": fingerprint(codes),
         "captions": hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:16],
     }  # fmt: skip
+    last = n_steps if stop_after is None else min(checked_count(stop_after, "stop_after"), n_steps)
     run = Run(captioner, settings)
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None:
-        run.resume(path, {**settings, **origin})
-    last = n_steps if stop_after is None else min(checked_count(stop_after, "stop_after"), n_steps)
     required = [weight.requires_grad for weight in captioner.parameters()]
-    captioner.train()
     try:
+        if path is not None:
+            run.resume(path, {**settings, **origin})  # goes to its stage, which says what is trained
+        captioner.train()
         steps = range(run.done, last)
         with tqdm(steps, initial=run.done, total=n_steps, desc="captioner", disable=not progress) as bar:
             for step in bar:

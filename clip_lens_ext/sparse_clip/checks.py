@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -104,9 +106,9 @@ def checked_words(words: str | Iterable[str], *, what: str = "words") -> tuple[s
     if not found or wrong:
         shown = repr(wrong[0]) if wrong else "none"
         raise InputError(f"{what} are strings with something in them, at least one; got {shown}")
-    twice = [word for i, word in enumerate(found) if word in found[:i]]
-    if twice:
-        raise InputError(f"{what}: {twice[0]!r} is there twice, and each is needed once")
+    if len(set(found)) < len(found):
+        twice = next(word for word, n in Counter(found).items() if n > 1)
+        raise InputError(f"{what}: {twice!r} is there twice, and each is needed once")
     return found
 
 
@@ -135,12 +137,26 @@ def checked_strengths(strengths: float | Sequence[float]) -> tuple[float, ...]:
         >>> checked_strengths([0.5, 2])
         (0.5, 2.0)
     """
-    given = (strengths,) if isinstance(strengths, int | float) else tuple(strengths)
-    if not given or any(isinstance(one, bool) or not isinstance(one, int | float) or not 0 < one < float("inf")
+    plain: Any = strengths.tolist() if isinstance(strengths, Tensor) else strengths
+    given = tuple(plain) if isinstance(plain, Iterable) and not isinstance(plain, str) else (plain,)
+    if not given or any(isinstance(one, bool) or not isinstance(one, Real) or not 0 < float(one) < float("inf")
                         for one in given):  # fmt: skip
         raise InputError(f"a strength is an activation above zero and finite, got {strengths!r}; to set a feature to "
                          "zero, suppress it")  # fmt: skip
     return tuple(float(one) for one in given)
+
+
+def checked_seed(seed: Any) -> int:
+    """Of what is drawn at random.
+
+    Raises:
+        InputError: no whole number, or one below 0.
+
+    Example:
+        >>> checked_seed(0)
+        0
+    """
+    return checked_count(seed, "seed", 0)
 
 
 def below_float32(weight: Tensor) -> bool:

@@ -93,9 +93,10 @@ def contrastive_step(
 def _loss(image: Tensor, text: Tensor, logit_scale: Tensor, l1: float, loss_of: ClipLoss) -> Tensor:
     if len(image) < 2:
         raise InputError("a contrastive loss needs two pairs or more in a batch")
-    loss = loss_of(F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), logit_scale.exp())
+    image, text = (code if code.dtype == torch.float64 else code.float() for code in (image, text))
+    loss = loss_of(F.normalize(image, dim=-1), F.normalize(text, dim=-1), logit_scale.exp())
     if l1:
-        loss = loss + l1 * (image.float().abs().sum(dim=-1).mean() + text.float().abs().sum(dim=-1).mean()) / 2
+        loss = loss + l1 * (image.abs().sum(dim=-1).mean() + text.abs().sum(dim=-1).mean()) / 2
     if not torch.isfinite(loss):
         raise InputError("the loss is NaN or infinite: is the learning rate too high, or a code without direction?")
     return loss

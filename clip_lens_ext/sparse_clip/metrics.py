@@ -20,7 +20,7 @@ class CodeActivity:
     Attributes:
         mean: mean activation of each feature, float64 `[d_code]`: its energy, or density (frequency
             weighted by magnitude).
-        frequency: share of the samples in which it is active, `[d_code]`.
+        frequency: share of the samples in which it is active, float64 `[d_code]`.
         count: samples in which it is active, `[d_code]`.
         n: samples.
         threshold: a feature is active where its activation is greater.
@@ -59,7 +59,7 @@ class StreamingActivity:
         threshold: a feature is active where its activation is greater; the paper's tau.
 
     Raises:
-        InputError: a width below 1, or a negative threshold.
+        InputError: a width below 1, or a threshold that is negative, NaN or infinite.
 
     Example:
         >>> activity = StreamingActivity(3)
@@ -70,7 +70,7 @@ class StreamingActivity:
     """
 
     def __init__(self, d_code: int, *, threshold: float = 0.001) -> None:
-        if d_code < 1 or threshold < 0:
+        if d_code < 1 or not 0 <= threshold < float("inf"):
             raise InputError(f"d_code is at least 1 and threshold 0 or more, got {d_code} and {threshold}")
         self.total = torch.zeros(d_code, dtype=torch.float64)
         self.count = torch.zeros(d_code, dtype=torch.int64)
@@ -127,7 +127,8 @@ class StreamingActivity:
         """
         if self.n == 0:
             raise InputError("no sample yet")
-        return CodeActivity(self.total / self.n, self.count / self.n, self.count.clone(), self.n, self.threshold)
+        frequency = self.count.double() / self.n
+        return CodeActivity(self.total / self.n, frequency, self.count.clone(), self.n, self.threshold)
 
 
 def modality_score(image: CodeActivity | Tensor, text: CodeActivity | Tensor) -> Tensor:

@@ -112,6 +112,7 @@ def name_concepts(
         raise InputError(f"the judge {judge.model_name!r} is a vision tower alone: pass judge_terms= with its "
                          "embeddings of the words")  # fmt: skip
     batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size)
+    batches.keeping_order("the judge looks at the pictures in a second pass, by their position")
     words = _words(clip, vocabulary, k_words, batch_size, progress)
     energy = words.count.result().total / len(vocabulary) if texts is None else _energy(clip, texts, batch_size)
     found = _pictures(clip, batches, k_images, checkpoint, checkpoint_every, progress)

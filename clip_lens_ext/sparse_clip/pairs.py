@@ -62,6 +62,8 @@ class EmbeddedPairs:
             EmbeddedPairs(4 pictures, 4 captions)
         """
         for name, rows in (("images", images), ("texts", texts)):
+            if not isinstance(rows, Tensor):
+                raise InputError(f"{name} are a tensor [n d_embed], got a {type(rows).__name__}")
             if rows.dim() != 2 or not rows.is_floating_point() or len(rows) == 0:
                 raise InputError(f"{name} are floats [n d_embed], got {rows.dtype} {list(rows.shape)}")
             bad = ~torch.isfinite(rows).all(dim=1) | (rows == 0).all(dim=1)
@@ -139,8 +141,11 @@ def embed_pairs(
         raise InputError(f"{clip.model_name} is a vision tower alone, and captions need a text tower")
     paired = PairedCaptions.of(captions)
     batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size)
+    batches.keeping_order("captions go with pictures by their position")
     if batches.n_samples is not None and batches.n_samples != paired.n:
         raise InputError(f"{batches.n_samples} pictures, and captions of {paired.n}")
+    # Before the pictures, which take long: a caption that the tokenizer refuses is said at once.
+    tokens = torch.cat([clip.tokenize(paired.texts[at : at + 4096]).cpu() for at in range(0, len(paired.texts), 4096)])
     vision, text = tower_sha256(clip.vision), tower_sha256(clip.text)
     cfg = clip.vision.cfg
     seen = RowAccumulator(_Rows)
@@ -152,9 +157,8 @@ def embed_pairs(
         description="pictures", progress=progress,
     )  # fmt: skip
     indexes, images_of = seen.result()
-    if int(indexes.max()) >= paired.n:
-        raise InputError(f"more than {int(indexes.max())} pictures, and captions of {paired.n}")
-    tokens = torch.cat([clip.tokenize(paired.texts[at : at + 4096]).cpu() for at in range(0, len(paired.texts), 4096)])
+    if (n := len(indexes) + len(report.skipped)) != paired.n:  # a stream, which does not say so before
+        raise InputError(f"{n} pictures, and captions of {paired.n}")
     tower, said = clip.text, RowAccumulator(_Rows)
     run_pass(
         image_batches(tokens, batch_size=batch_size),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -94,7 +95,7 @@ def decompose(
     if solver not in get_args(Solver):
         raise InputError(f"solver is one of {', '.join(get_args(Solver))}, got {solver!r}")
     for name, value in (("l1", l1), ("l0", l0), ("tol", tol)):
-        if value is not None and not 0 < value < math.inf:
+        if value is not None and (not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf):
             raise InputError(f"{name} is above zero and finite, got {value!r}")
     checked_count(max_iter, "max_iter")
     checked_count(batch_size, "batch_size")

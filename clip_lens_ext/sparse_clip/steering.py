@@ -26,6 +26,7 @@ from clip_lens_ext.sparse_clip.checks import (
     checked_strengths,
     checked_words,
 )
+from clip_lens_ext.sparse_clip.metrics import StreamingActivity
 from clip_lens_ext.towers.clip import HookedCLIP
 
 EMBEDDING = "hook_embedding"
@@ -60,10 +61,12 @@ def steer(codes: Tensor, suppress: Features = (), boost: Features = (), strength
         Qin et al. (2026), Sparse CLIP, arXiv 2601.20075.
     """
     checked_codes(codes)
-    (value,) = checked_strengths(strength)
+    values = checked_strengths(strength)
+    if len(values) > 1:
+        raise InputError(f"all features are boosted to one strength, and here are {len(values)}: call it for each")
     off, on = _places(suppress, boost, len(codes), codes.shape[1])
     off, on = off.to(codes.device), on.to(codes.device)
-    return codes.scatter(1, off, 0.0).scatter(1, on, value) if off.numel() or on.numel() else codes.clone()
+    return codes.scatter(1, off, 0.0).scatter(1, on, values[0]) if off.numel() or on.numel() else codes.clone()
 
 
 @contextmanager
@@ -224,8 +227,7 @@ def features_of(
     if max_share is not None and len(compared) < 2:
         raise InputError("max_share is a share of words, and one word has no others to be compared with: pass among=")
     codes = text_codes(clip, [template.replace("{}", word) for word in named])
-    others = codes if among is None else text_codes(clip, [template.replace("{}", word) for word in compared])
-    share = (others > 0).double().mean(dim=0)
+    share = (codes > 0).double().mean(dim=0) if among is None else _share_of(clip, compared, template)
     left_out = (share > max_share).nonzero().flatten() if max_share is not None else torch.zeros(0, dtype=torch.int64)
     candidates = codes.index_fill(1, left_out, 0.0)
     n_active = (candidates > 0).sum(dim=1)
@@ -240,6 +242,15 @@ def features_of(
         named, features, found.values[:, :k].contiguous(), share[features], left_out, len(compared), max_share,
         template, codes.shape[1], {"model": clip.model_name, "versions": versions()},
     )  # fmt: skip
+
+
+def _share_of(clip: HookedCLIP, words: Sequence[str], template: str, batch_size: int = 512) -> Tensor:
+    """Share of some words that activate each feature, `[d_code]`; the codes of a vocabulary are not held at once."""
+    activity = StreamingActivity(clip.vision.cfg.d_embed, threshold=0.0)
+    for start in range(0, len(words), batch_size):
+        prompts = [template.replace("{}", word) for word in words[start : start + batch_size]]
+        activity.update(text_codes(clip, prompts))
+    return activity.result().frequency
 
 
 def text_codes(clip: HookedCLIP, texts: Sequence[str], *, batch_size: int = 512) -> Tensor:

@@ -133,13 +133,16 @@ class SteeringData:
         if prompt.count("{}") != 1:
             raise InputError(f"a prompt has one {{}} for the class, and not so {prompt!r}")
         batches = image_batches(images, preprocess=preprocess or clip.preprocess, batch_size=batch_size, strict=True)
+        batches.keeping_order("labels and captions go with pictures by their position")
+        if batches.n_samples is not None:  # before the pictures are read
+            labels = checked_labels(labels, batches.n_samples, len(concepts.words))
         cfg, parts = clip.vision.cfg, []
         with tqdm(total=batches.n_samples, desc="codes of pictures", unit="image", disable=not progress) as bar:
             for batch in batches:
                 parts.append(wide(clip.embed_images(batch.pixels.to(cfg.device, cfg.dtype))))
                 bar.update(len(batch.names))
         return cls(
-            torch.cat(parts), torch.as_tensor(labels), concepts,
+            torch.cat(parts), labels, concepts,  # type: ignore[arg-type]
             text_codes(clip, [prompt.replace("{}", name) for name in concepts.words]),
             None if captions is None else text_codes(clip, list(captions)),
         )  # fmt: skip

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from clip_lens_ext.provenance import fingerprint, versions
-from clip_lens_ext.sparse_clip.checks import checked_count, checked_strengths
+from clip_lens_ext.sparse_clip.checks import checked_count, checked_seed, checked_strengths
 from clip_lens_ext.sparse_clip.steering import steer
 from clip_lens_ext.sparse_clip.steering_data import SteeringData, plan_steering
 from clip_lens_ext.sparse_clip.steering_result import SteeringEffect, check_interval
@@ -72,6 +72,7 @@ def steering_effect(
     values = checked_strengths(strengths)
     checked_count(n_bootstrap, "n_bootstrap")
     check_interval(confidence)
+    checked_seed(seed)
     plan = plan_steering(data, n_controls=n_controls, seed=seed)
     others = None if data.caption_codes is None else _Others(data, data.caption_codes)
     before = _measure(data, data.codes, plan.new_labels, others)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from clip_lens_ext.data import Preprocess, Skipped, image_batches
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import module_sha256
+from clip_lens_ext.sparse_clip.checks import checked_count
 from clip_lens_ext.sparse_clip.head import dense_clip, headed
 from clip_lens_ext.sparse_clip.paired_captions import PairedCaptions
 from clip_lens_ext.sparse_clip.pairs import EmbeddedPairs, embed_pairs
@@ -176,6 +177,8 @@ def train_sparse_clip(
     Reference:
         Qin et al. (2026), Sparse CLIP, arXiv 2601.20075. Training heads alone is not from the paper.
     """
+    if isinstance(checkpoints, str) or not isinstance(checkpoints, Iterable):
+        raise InputError(f"checkpoints are shares of the training, got {checkpoints!r}")
     settings = TrainingSettings(
         trained, n_epochs, batch_size, lr, weight_decay, warmup, largest_logit_scale, l1, clip_gradient, precision,
         n_accumulated, tuple(checkpoints), checkpoint_every, n_workers, seed,
@@ -187,8 +190,8 @@ def train_sparse_clip(
         cap = f"{largest_logit_scale:g}"
         raise InputError(f"the model begins with a factor of {factor:.4g} on the cosines, above largest_logit_scale = "
                          f"{cap}: make it with add_sparse_heads(..., logit_scale={cap}) or less")  # fmt: skip
-    if stop_after is not None and stop_after < 1:
-        raise InputError(f"stop_after is a number of steps, 1 or more; got {stop_after}")
+    if stop_after is not None:
+        checked_count(stop_after, "stop_after")
     shown = progress and processes.rank == 0
     processes.share(torch.arange(batch_size), n_accumulated)  # this and the next raise before anything is written
     if captions is not None:
@@ -280,6 +283,9 @@ def _go(
     last = trainer.n_steps if stop_after is None else min(stop_after, trainer.n_steps)
     if folder is not None and (state := folder.state()) is not None:
         trainer.load(state)
+    if len(at := set(processes.gathered(trainer.done))) > 1:
+        raise InputError(f"the processes read other states of this training, after {sorted(at)} steps: output_dir has "
+                         "to be one folder that all of them see")  # fmt: skip
     if folder is None or processes.rank:
         trainer.run(max(last, trainer.done), lambda: None, progress=progress)
         processes.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from clip_lens_ext.errors import InputError
@@ -50,6 +51,10 @@ class TrainingSettings:
                 raise InputError(f"{name} is an integer, {least} or more; got {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"seed is an integer, 0 or more; got {self.seed!r}")
+        for name in ("n_epochs", "lr", "weight_decay", "l1", "warmup", "largest_logit_scale", "clip_gradient"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real | None if name == "clip_gradient" else Real):
+                raise InputError(f"{name} is a number, got {value!r}")
         for name in ("n_epochs", "lr", *(["clip_gradient"] if self.clip_gradient is not None else [])):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} is a number above 0, got {getattr(self, name)!r}")

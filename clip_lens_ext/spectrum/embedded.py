@@ -113,14 +113,15 @@ def _images(
     batches = image_batches(data.images, preprocess=data.preprocess, batch_size=data.batch_size)
     if batches.n_samples is not None and batches.n_samples != data.n:
         raise InputError(f"{batches.n_samples} pictures, and {data.n} labels or captions")
+    batches.keeping_order("labels and captions go with pictures by their position")
     cfg, rows, indexes = clip.vision.cfg, [], []
     with tqdm(total=data.n, desc=bar, unit="image", disable=bar is None, delay=3, leave=False) as shown:
         for batch in batches:
             rows.append(clip.embed_images(batch.pixels.to(cfg.device, cfg.dtype)).cpu())
             indexes += batch.indexes
             shown.update(len(batch.names))
-    if max(indexes) >= data.n:
-        raise InputError(f"more than {max(indexes)} pictures, and {data.n} labels or captions")
+    if (n := len(indexes) + len(batches.skipped)) != data.n:  # a stream, which does not say so before
+        raise InputError(f"{n} pictures, and {data.n} labels or captions")
     found = _embeddings(torch.cat(rows), "images", zero=zero)
     return found, torch.tensor(indexes), tuple(batches.skipped), batches.fingerprint
 

@@ -65,7 +65,9 @@ def put_together(dense: HookedCLIP, image_head: SparseHead, text_head: SparseHea
     assert text is not None  # the callers have refused a vision tower alone
     native = HeadedCLIP(
         dense.native, visual, text, image_head, text_head,
-        logit_scale=nn.Parameter(torch.tensor(logit_scale, device=dense.vision.cfg.device)),
+        # Of a model below float32 too: the factor is trained in small steps.
+        logit_scale=nn.Parameter(torch.tensor(logit_scale, device=dense.vision.cfg.device,
+                                              dtype=torch.promote_types(dense.vision.cfg.dtype, torch.float32))),
         dense_name=dense.model_name,
     )  # fmt: skip
     return HookedCLIP(

@@ -120,7 +120,9 @@ def test_a_resumed_training_is_one_training(stops: tuple[int, ...], tmp_path: Pa
     assert whole.language_model.config.resid_pdrop > 0  # dropout, which has to be the same too
     expected = train(whole)
     for stop in stops:
-        part = train(captioner_of(), checkpoint=tmp_path / "c.pt", stop_after=stop, checkpoint_every=2)
+        captioner = captioner_of()
+        part = train(captioner, checkpoint=tmp_path / "c.pt", stop_after=stop, checkpoint_every=2)
+        assert all(weight.requires_grad for weight in captioner.parameters())  # as before, whichever stage it ended in
         assert len(part.loss) == stop
     torch.manual_seed(123)
     again = captioner_of()

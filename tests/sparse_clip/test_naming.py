@@ -200,21 +200,27 @@ def test_features_in_another_order(planted_sparse: HookedCLIP, named: ConceptNam
     torch.testing.assert_close(other.rank, named.rank[order], equal_nan=True)
 
 
-def test_dead_features_have_no_name_and_no_pictures(planted_sparse: HookedCLIP, pixels: Tensor) -> None:
+def test_dead_features_have_no_name_and_no_pictures(
+    planted_sparse: HookedCLIP, pixels: Tensor, named: ConceptNames
+) -> None:
+    # Which features a training leaves alive differs between machines: three that are, in both towers.
+    alive = (named.n_words > 0) & (named.images.activity.n_active > 0)
+    no_image, no_word, neither = alive.nonzero().flatten()[:3].tolist()
+
     def dead(rows: Tensor, which: str) -> Tensor:
-        rows[{"image_head": [3, 5], "text_head": [4, 5]}[which]] = 0
+        rows[{"image_head": [no_image, neither], "text_head": [no_word, neither]}[which]] = 0
         return rows
 
     found = name(with_heads(planted_sparse, dead), pixels)
-    assert found.names[4] is None
-    assert found.of(4).words == found.of(3).images == ()
-    assert found.n_unnamed >= 2
-    assert found.n_without_images >= 2
-    assert (float(found.modality[3]), float(found.modality[4])) == (0.0, 1.0)
-    assert math.isnan(found.modality[5])
-    assert bool(found.agreement[[3, 4, 5]].isnan().all())
+    assert found.names[no_word] is None
+    assert found.of(no_word).words == found.of(no_image).images == ()
+    assert found.n_unnamed == named.n_unnamed + 2
+    assert found.n_without_images == named.n_without_images + 2
+    assert (float(found.modality[no_image]), float(found.modality[no_word])) == (0.0, 1.0)
+    assert math.isnan(found.modality[neither])
+    assert bool(found.agreement[[no_image, no_word, neither]].isnan().all())
     assert found.n_scored == int(((found.n_words > 0) & (found.images.activity.n_active > 0)).sum())
-    assert {3, 4, 5}.isdisjoint(found.top(len(found)))
+    assert {no_image, no_word, neither}.isdisjoint(found.top(len(found)))
     everything = name(with_heads(planted_sparse, lambda rows, which: rows * (which == "text_head")), pixels)
     assert everything.n_without_images == len(everything)
     assert everything.n_scored == 0
