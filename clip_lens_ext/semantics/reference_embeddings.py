@@ -182,9 +182,8 @@ def embed_references(
     if len(sample) == 0:
         raise InputError("no latent has a reference: nothing in the data activates this SAE")
     number_of = dict(zip(references.indexes[sample].tolist(), range(len(sample)), strict=True))
-    batches = WantedBatches(
-        image_batches(images, preprocess=preprocess or judge.preprocess, batch_size=batch_size), sorted(number_of)
-    )
+    every = image_batches(images, preprocess=preprocess or judge.preprocess, batch_size=batch_size)
+    batches = WantedBatches(every.keeping_order("references are samples by their position"), sorted(number_of))
 
     def step(batch: ImageBatch) -> EmbeddedBatch:
         chosen = [place for place, index in enumerate(batch.indexes) if index in number_of]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from clip_lens_ext.bootstrap import bootstrap_intervals
 from clip_lens_ext.data import Skipped
 from clip_lens_ext.errors import InputError
+from clip_lens_ext.provenance import versions
 from clip_lens_ext.result_files import load_result, save_result
 from clip_lens_ext.sparse_clip.checks import checked_count, checked_seed
 from clip_lens_ext.sparse_clip.head import dense_clip
@@ -22,6 +24,7 @@ from clip_lens_ext.spectrum.evaluation_data import EvaluationData
 from clip_lens_ext.spectrum.measures import hits
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.families.headed import HeadedCLIP
+from clip_lens_ext.towers.identity import tower_sha256
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,8 @@ class BesideDense:
         n_empty: pictures, captions and prompts of classes with a code of zeros, which is like nothing: they are wrong
             in zero-shot, retrieval and kNN, where what is equally near counts as nearer.
         skipped: pictures that could not be read.
+        n_bootstrap, seed: of the intervals.
+        provenance: both models and hashes of their towers, data fingerprint, versions.
     """
 
     measures: tuple[str, ...]
@@ -53,6 +58,9 @@ class BesideDense:
     d_code: int
     n_empty: int
     skipped: tuple[Skipped, ...]
+    n_bootstrap: int
+    seed: int
+    provenance: dict[str, Any]
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each measure."""
@@ -136,7 +144,8 @@ def beside_dense(
     check_interval(confidence)
     checked_seed(seed)
     found = {}
-    for name, model in (("sparse", clip), ("dense", dense or dense_clip(clip))):
+    plain_model = dense or dense_clip(clip)
+    for name, model in (("sparse", clip), ("dense", plain_model)):
         headed = isinstance(model.native, HeadedCLIP)  # a dense model that gives zeros is broken
         embedded = embed(model, data, bar=f"{name} embeddings" if progress else None, zero=headed)
         found[name] = embedded, hits(embedded, n_neighbors=n_neighbors, probe_c=probe_c)
@@ -156,7 +165,12 @@ def beside_dense(
         tuple(sparse), torch.stack([one.mean() for one in sparse.values()]),
         torch.stack([plain[name].mean() for name in sparse]), interval,
         torch.tensor([len(one) for one in differences]), confidence, _l0(codes.images),
-        _l0(torch.cat(texts)) if texts else float("nan"), codes.images.shape[1], sum(empty), codes.skipped,
+        _l0(torch.cat(texts)) if texts else float("nan"), codes.images.shape[1], sum(empty), codes.skipped, n_bootstrap,
+        seed, {
+            "model": clip.model_name, "model_sha256": tower_sha256(clip.vision), "dense": plain_model.model_name,
+            "dense_sha256": tower_sha256(plain_model.vision), "data_fingerprint": codes.fingerprint,
+            "versions": versions(),
+        },
     )  # fmt: skip
 
 

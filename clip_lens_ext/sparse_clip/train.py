@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from clip_lens_ext.data import Preprocess, Skipped, image_batches
 from clip_lens_ext.errors import InputError
-from clip_lens_ext.provenance import module_sha256
+from clip_lens_ext.provenance import module_sha256, versions
 from clip_lens_ext.sparse_clip.checks import checked_count
 from clip_lens_ext.sparse_clip.head import dense_clip, headed
 from clip_lens_ext.sparse_clip.paired_captions import PairedCaptions
@@ -59,6 +59,8 @@ class SparseTraining:
         checkpoints: what was kept on the way, ascending; empty without an `output_dir`.
         n_steps: steps of the whole training; the history is shorter where `stop_after` ended it.
         skipped: pictures that could not be read.
+        settings: of the training, the seed among them.
+        provenance: the model that it began with, hashes of that and of the data, versions.
     """
 
     clip: HookedCLIP
@@ -66,6 +68,8 @@ class SparseTraining:
     checkpoints: tuple[SparseCheckpoint, ...]
     n_steps: int
     skipped: tuple[Skipped, ...]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
 
     @property
     def finished(self) -> bool:
@@ -196,7 +200,8 @@ def train_sparse_clip(
     processes.share(torch.arange(batch_size), n_accumulated)  # this and the next raise before anything is written
     if captions is not None:
         settings.n_steps(len(captions))
-    folder, identity = None, {**settings.compared, **_begins(native, settings)}
+    begins = _begins(native, settings)
+    folder, identity = None, {**settings.compared, **begins}
     if output_dir is not None:
         folder = TrainingFolder(output_dir, identity, whole=False)
     kept_at = None if folder is None else folder.embedded
@@ -218,7 +223,10 @@ def train_sparse_clip(
     kept = () if folder is None else tuple(
         SparseCheckpoint(step, step / trainer.n_steps, path) for step, path in folder.kept()
     )  # fmt: skip
-    return SparseTraining(clip.eval(), history, kept, trainer.n_steps, tuple(data.skipped))
+    provenance = {"model": dense_clip(clip).model_name, **begins, "data_sha256": data.fingerprint,
+                  "n_processes": processes.n, "versions": versions()}  # fmt: skip
+    return SparseTraining(clip.eval(), history, kept, trainer.n_steps, tuple(data.skipped), asdict(settings),
+                          provenance)  # fmt: skip
 
 
 def _pairs(

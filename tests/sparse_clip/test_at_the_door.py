@@ -17,6 +17,7 @@ import clip_lens_ext as cle
 from clip_lens_ext.cli import main
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.planted import PlantedWorld, normalise
+from clip_lens_ext.semantics import collect_references, embed_references
 from clip_lens_ext.sparse_clip import (
     EmbeddedPairs,
     SteeringData,
@@ -60,6 +61,9 @@ def test_a_loader_that_shuffles_is_refused_where_position_counts(
             beside_dense(planted_sparse, cle.EvaluationData(loader, captions=captions), progress=False)
         with pytest.raises(InputError, match="another order each time, and labels"):
             SteeringData.from_clip(planted_sparse, loader, [0] * 12, ["heart", "kite"], k=1, progress=False)
+    references = collect_references(dense.vision, pictures, cle.planted_sae(), k=2, progress=False)
+    with pytest.raises(InputError, match="another order each time, and references"):
+        embed_references(references, DataLoader(rows, shuffle=True), dense, progress=False)
     found = embed_pairs(dense, ordered, captions, progress=False)
     assert torch.equal(found.images, embed_pairs(dense, pictures, captions, progress=False).images)
 
@@ -118,6 +122,24 @@ def test_intervals_are_checked_before_anything_is_embedded(
     data = cle.EvaluationData([Image.new("RGB", (9, 9))] * 12, captions=pairs[1], preprocess=never)
     with pytest.raises(InputError, match=message):
         beside_dense(planted_sparse, data, progress=False, **wrong)
+
+
+def test_results_say_where_they_come_from(planted_sparse: cle.HookedCLIP, pairs: tuple[Tensor, list[str]]) -> None:
+    data = cle.EvaluationData(pairs[0], captions=pairs[1])
+    found = beside_dense(planted_sparse, data, n_bootstrap=7, seed=3, progress=False)
+    assert (found.n_bootstrap, found.seed) == (7, 3)
+    assert found.provenance["model_sha256"] != found.provenance["dense_sha256"]
+    assert found.provenance["data_fingerprint"]
+    start = add_sparse_heads(cle.planted_clip(), 64)
+    one, other = (
+        train_sparse_clip(start, *pairs, batch_size=4, n_epochs=1, seed=seed, progress=False) for seed in (1, 2)
+    )
+    assert (one.settings["seed"], one.settings["batch_size"], other.settings["seed"]) == (1, 4, 2)
+    assert one.provenance == other.provenance
+    assert one.provenance["n_processes"] == 1
+    shorter = train_sparse_clip(start, pairs[0][:8], pairs[1][:8], batch_size=4, n_epochs=1, progress=False)
+    assert shorter.provenance["data_sha256"] != one.provenance["data_sha256"]
+    assert shorter.provenance["begins_sha256"] == one.provenance["begins_sha256"]
 
 
 def test_settings_that_are_no_numbers(planted_sparse: cle.HookedCLIP, pairs: tuple[Tensor, list[str]]) -> None:
