@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clip_lens_ext.errors import InputError
 
 if TYPE_CHECKING:
-    from clip_lens_ext.sparse_clip.train import SparseTraining
+    from clip_lens_ext.sparse_clip.training_result import SparseTraining
     from clip_lens_ext.towers.clip import HookedCLIP
 
 

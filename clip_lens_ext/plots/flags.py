@@ -69,6 +69,8 @@ def plot_flag(
     if pictures is not None and (len(pictures) != 2 or pictures[0].shape != pictures[1].shape):
         raise InputError("pictures are one before and one after the edit, of one shape")
     row = None if effects is None else _row(flag, effects)
+    if pictures is not None and row is None:
+        raise InputError("pictures are of an edit, and no edit decided this flag, or effects= is not given")
     lines = _evidence(flag)
     meaning = textwrap.wrap(flag.meaning, 128)
     start = 1.05 + 0.2 * len(meaning)

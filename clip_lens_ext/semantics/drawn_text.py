@@ -35,7 +35,7 @@ def draw_word(
         Bytes of the same shape; the pictures that were passed in stay as they are.
 
     Raises:
-        InputError: no bytes, no word, or a fraction outside of its range.
+        InputError: no bytes, no word, a character that the font does not have, or a fraction outside of its range.
 
     Example:
         >>> grey = torch.full((2, 3, 48, 64), 128, dtype=torch.uint8)
@@ -48,6 +48,10 @@ def draw_word(
         raise InputError(f"a word is one line with something in it, got {word!r}")
     if not (0 <= x <= 1 and 0 <= y <= 1 and 0 < height <= 1):
         raise InputError(f"x, y and height are fractions of the picture, got {x}, {y} and {height}")
+    missing = _missing(word)
+    if missing:
+        raise InputError(f"the font that comes with PIL has no {missing!r}, and would draw a box for it, as for any "
+                         "character that it lacks: write the word on the pictures with a font of your own")  # fmt: skip
     rows, columns = pictures.shape[2:]
     size = height * rows
     while True:
@@ -108,6 +112,18 @@ def mask_boxes(pictures: Tensor, boxes: Tensor) -> Tensor:
         source = picture[:, around] if bool(around.any()) else picture.flatten(1)
         picture[:, top:bottom, left:right] = source.double().mean(dim=1).to(picture.dtype)[:, None, None]
     return masked
+
+
+def _missing(word: str) -> str | None:
+    """The first character that the font draws as it draws a code point that no font has."""
+    font = ImageFont.load_default(size=24)
+
+    def drawn(text: str) -> tuple[tuple[int, int], bytes]:
+        mask = font.getmask(text)
+        return mask.size, bytes(mask)
+
+    box = drawn("\U0010ffff")
+    return next((letter for letter in word if not letter.isspace() and drawn(letter) == box), None)
 
 
 def _inside(middle: float, room: int, length: int) -> int:

@@ -13,6 +13,7 @@ from clip_lens_ext.semantics.flag_results import PASS, Evidence, Flag
 from clip_lens_ext.semantics.intervention_effects import InterventionEffects
 from clip_lens_ext.semantics.reference_embeddings import ReferenceEmbeddings
 from clip_lens_ext.semantics.references import References
+from clip_lens_ext.semantics.word_match import holds
 
 TEXT_KINDS = ("text_drawn", "text_masked")
 N_CONTROLS = 8
@@ -42,12 +43,13 @@ def artifact_flags(
 ) -> list[Flag]:
     """Flag a prompt that an edit raises though the edit leaves alone what the prompt names.
 
-    For the edits of one kind, `r = change - median over the prompts`. Needed of a prompt and edit: the prediction
-    rises, `t >= min_t`; no other prompt is raised more by this edit, and this prompt is raised more by no other edit of
-    the kind; and `r` is at least `min_deviations` robust standard deviations of all `r` of the kind, which are the
-    controls: the same edits with shuffled prompts. A kind with fewer than `N_CONTROLS` of them, edits times prompts, or
-    with no spread in them, has no control: it gives no flag, and a warning, unless `min_rise` is given. The latents are
-    those through which the rise goes and which are more active with the edit than without, `t >= min_t`.
+    For the edits of one kind, `r = change - median over the prompts`, prompts that name the edit left out. Needed of a
+    prompt and edit: the prediction rises, `t >= min_t`; no other prompt is raised more by this edit, and this prompt is
+    raised more by no other edit of the kind; and `r` is at least `min_deviations` robust standard deviations of all `r`
+    of the kind, which are the controls: the same edits with shuffled prompts. A kind with fewer than `N_CONTROLS` of
+    them, edits times prompts, or with no spread in them, has no control: it gives no flag, and a warning, unless
+    `min_rise` is given. The latents are those through which the rise goes and which are more active with the edit than
+    without, `t >= min_t`.
 
     Args:
         relevance: shares and expectations.
@@ -65,11 +67,14 @@ def artifact_flags(
     for kind in edit_kinds(effects):
         rows = effects.rows(kind)
         excess = centred(effects.prediction_change[rows])
+        named = torch.tensor([[holds(prompt, effects.subjects[row]) for prompt in effects.prompts] for row in rows])
+        controls, excess = excess[~named], excess.masked_fill(named, -torch.inf)
         least, source = min_rise, "the caller"
         if least is None:
-            least = min_deviations * _MAD * float((excess - excess.median()).abs().median())
+            spread = float((controls - controls.median()).abs().median()) if len(controls) else 0.0
+            least = min_deviations * _MAD * spread
             source = f"{min_deviations:g} robust deviations of this kind's edits with shuffled prompts"
-            if excess.numel() < N_CONTROLS or least == 0:
+            if len(controls) < N_CONTROLS or least == 0:
                 warnings.warn(
                     f"no flag is looked for with the edits of the kind {kind!r}: {len(rows)} of them and "
                     f"{excess.shape[1]} prompts are no control. Measure more edits of this kind or more prompts, or "
@@ -79,7 +84,7 @@ def artifact_flags(
                 continue
         for place, row in enumerate(rows):
             column = int(excess[place].argmax())
-            if int(excess[:, column].argmax()) != place:
+            if bool(named[place, column]) or int(excess[:, column].argmax()) != place:
                 continue
             prompt = effects.prompts[column]
             evidence = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import versions
 from clip_lens_ext.semantics.flag_artifact import artifact_flags, edit_kinds, unaligned_flags
@@ -139,6 +141,14 @@ def flag_components(
         gap_quantile=gap_quantile,
     )  # fmt: skip
     _check(alignment, references, senses, interventions, embeddings, n_latents)
+    _check_numbers(
+        {"share_quantile": share_quantile, "gap_quantile": gap_quantile, "text_quantile": text_quantile,
+         "prompt_quantile": prompt_quantile, "mixed_quantile": mixed_quantile, "control_quantile": control_quantile},
+        {"min_share": min_share, "min_gap": min_gap, "min_bimodality": min_bimodality, "min_separation": min_separation,
+         "min_purity": min_purity, "min_word_cosine": min_word_cosine, "min_auroc": min_auroc, "min_margin": min_margin,
+         "min_clarity": min_clarity, "max_alignment": max_alignment, "min_t": min_t, "min_deviations": min_deviations,
+         "min_rise": min_rise},
+    )  # fmt: skip
     found: list[Flag] = []
     if interventions is not None:
         found += typographic_flags(relevance, interventions, min_t=min_t, text_quantile=text_quantile,
@@ -197,6 +207,15 @@ def _unexplained(relevance: Relevance, senses: PictureSenses | None, known: set[
         found.append(relevance.flag("unexplained", prompt, latent, gap, "difference of ranks", "",
                                     [Evidence("rank gap", gap, least, source)]))  # fmt: skip
     return found
+
+
+def _check_numbers(quantiles: dict[str, float], thresholds: dict[str, float | None]) -> None:
+    for name, value in quantiles.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{name} is a quantile, in [0, 1]; got {value!r}")
+    for name, threshold in thresholds.items():
+        if threshold is not None and math.isnan(threshold):
+            raise InputError(f"{name} is NaN, which nothing passes: pass a number, or None for the control")
 
 
 def _check(

@@ -121,7 +121,7 @@ def measure_interventions(
             labels=names)` for a model without a text tower.
         interventions: one or several, of at least two pairs each.
         n_prompts: of how many prompts, those of the greatest change, the way through latents is measured; prompts that
-            hold the subject as a word come first and always count.
+            hold the subject as a word come in addition.
         n_latents: how many latents for each of them.
         hook_name, token_scope: instead of the SAE's own.
         batch_size: pictures in a batch.
@@ -156,6 +156,8 @@ def measure_interventions(
     """
     edits = [interventions] if isinstance(interventions, Intervention) else list(interventions)
     _check(edits, batch_size)
+    if n_prompts < 1 or n_latents < 1:
+        raise InputError(f"n_prompts and n_latents must be at least 1, got {n_prompts} and {n_latents}")
     vectors, texts = embedded_prompts(clip, prompts)
     tower = clip.vision
     name = sae_hook_name(tower, sae, hook_name)
@@ -261,8 +263,7 @@ def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def _chosen(edit: Intervention, texts: tuple[str, ...], before: Tensor, after: Tensor, n: int) -> list[int]:
-    """The prompts of which the way through latents is measured, those that hold the subject first."""
+    """The prompts of which the way through latents is measured: those that hold the subject, and `n` others."""
     order = _paired(before, after)[2].argsort(descending=True, stable=True).tolist()
     named = [place for place, text in enumerate(texts) if holds(text, edit.subject)]
-    rest = [place for place in order if place not in named][: max(0, n - len(named))]
-    return named + rest
+    return named + [place for place in order if place not in named][:n]

@@ -134,12 +134,14 @@ class Alignment:
             `[d_sae text]`, NaN for a latent without a label.
 
         Raises:
-            InputError: a score that is no cosine, or vectors of another width.
+            InputError: a score that is no cosine, or vectors of another width, of length zero or not finite.
         """
         if self.directions is None or self.baseline is None:
             raise InputError(f"the score {self.scorer!r} is no cosine: it is not defined outside of its vocabulary")
         if vectors.dim() != 2 or vectors.shape[1] != self.directions.shape[1]:
             raise InputError(f"expected vectors [text {self.directions.shape[1]}], got {list(vectors.shape)}")
+        if not bool((torch.isfinite(vectors).all(dim=1) & (vectors != 0).any(dim=1)).all()):
+            raise InputError("a vector is zero or not finite: it has no direction")
         unit = F.normalize(vectors.detach().to(self.directions.device, self.directions.dtype), dim=1)
         return self.directions @ unit.T - self.baseline[:, None]
 

@@ -230,6 +230,7 @@ def collect_references(
     d_sae = sae.cfg.d_sae
     wanted = None if latents is None else _wanted(latents, d_sae)
     batches = image_batches(data, preprocess=preprocess, batch_size=batch_size)
+    batches.keeping_order("references are samples by their position")
     keep = None if wanted is None else torch.zeros(d_sae, dtype=torch.bool).index_fill(0, wanted, True)
 
     def step(batch: ImageBatch) -> ReferenceBatch:

@@ -24,8 +24,9 @@ class SoftWPMI:
     With `p(t|x) = softmax over terms of temperature * cos(x, t)` and a membership `m` that falls linearly over the
     references from `first` towards `last`: `log p(t|j) = sum_i log(1 + m_i (p(t|x_i) - 1) + floor)`, and
     `s_j(t) = log p(t|j) - weight * log mean over latents of p(t|j)`, in nats. It depends on the other terms and on the
-    other latents, so scores of different vocabularies or SAEs do not compare. Latents with fewer references than
-    others have fewer terms in their sum.
+    other latents, so scores of different vocabularies or SAEs do not compare. CLIP-Dissect takes equally many images
+    for all latents. Where a latent has fewer references, the mean is over the first so many references of all latents
+    that have as many: a sum over fewer is greater, and in one mean with the others it would be all of it.
 
     Args:
         temperature: of the softmax.
@@ -74,16 +75,26 @@ class SoftWPMI:
         )
         membership = membership.to(images)[None, :, None]
         there = (row >= 0)[..., None].to(images)
+        n_references = (row >= 0).sum(dim=1).clamp(min=1)
+        counts = n_references.unique()
+        n_latents = torch.stack([(n_references >= n).sum() for n in counts])[:, None] if len(counts) else counts
         # Probabilities of all embedded images, and logarithms of all latents, for so many terms at a time.
         at_once = max(1, min(TERMS_AT_ONCE, 16_000_000 // max(len(images), len(latents), 1)))
         for start in range(0, len(vectors), at_once):
             part = vectors[start : start + at_once]
             probability = (self.temperature * (images @ part.T) - normaliser).exp()
             log_joint = probability.new_empty(len(latents), len(part))
+            # A sum over fewer references is greater: in one mean with the others it would be all of it.
+            log_sum = probability.new_full((len(counts), len(part)), -math.inf)
             step = max(1, 4_000_000 // (row.shape[1] * len(part)))
             for first in range(0, len(latents), step):
                 some = slice(first, first + step)
                 inner = 1 + membership * (probability[row[some].clamp(min=0)] - 1) + self.floor
-                log_joint[some] = (inner.log_() * there[some]).sum(dim=1)
-            mean = log_joint.logsumexp(dim=0) - math.log(max(len(latents), 1))
-            yield ScoreBlock(latents, start, log_joint - self.weight * mean)
+                along = (inner.log_() * there[some]).cumsum(dim=1)
+                log_joint[some] = along[:, -1]
+                for place, n in enumerate(counts.tolist()):
+                    enough = n_references[some] >= n
+                    if bool(enough.any()):
+                        log_sum[place] = torch.logaddexp(log_sum[place], along[enough, n - 1].logsumexp(dim=0))
+            mean = log_sum - n_latents.to(log_sum).log()
+            yield ScoreBlock(latents, start, log_joint - self.weight * mean[torch.searchsorted(counts, n_references)])

@@ -80,6 +80,8 @@ class TermEmbeddings:
             >>> TermEmbeddings.from_vectors(2 * torch.eye(3), ["duck", "bow", "crane"], model="elsewhere").vectors[0]
             tensor([1., 0., 0.])
         """
+        if isinstance(terms, str):
+            raise InputError(f"terms are a list of strings, got the string {terms!r}")
         names = tuple(terms)
         rows = [vectors] if empty is None else [vectors, empty[None]]
         if vectors.dim() != 2 or len(names) != len(vectors) or any(row.shape[1:] != vectors.shape[1:] for row in rows):

@@ -43,6 +43,8 @@ class Vocabulary:
     _embedded: dict[str, TermEmbeddings] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.terms, str):
+            raise InputError(f"terms are a list of strings, got the string {self.terms!r}")
         if not self.terms:
             raise InputError("a vocabulary needs at least one term")
         wrong = [term for term in self.terms if not isinstance(term, str) or not term or term != term.strip()]

@@ -75,6 +75,8 @@ def find_word_senses(
         >>> senses.texts, senses.vectors.shape
         (('bat plant', 'bat toy'), torch.Size([2, 128]))
     """
+    if isinstance(ignore, str):
+        raise InputError(f"ignore is a list of words, got the string {ignore!r}")
     if isinstance(prompts, str) or not prompts or n_senses < 2:
         raise InputError("a list of at least one prompt is needed, and at least 2 senses of a word")
     found: list[tuple[str, str, str, str]] = []

@@ -23,7 +23,8 @@ from clip_lens_ext.sparse_clip.steering_data import SteeringData
 from clip_lens_ext.sparse_clip.steering_effect import steering_effect
 from clip_lens_ext.sparse_clip.steering_result import SteeringEffect
 from clip_lens_ext.sparse_clip.store import load_sparse_clip, save_sparse_clip
-from clip_lens_ext.sparse_clip.train import SparseCheckpoint, SparseTraining, train_sparse_clip
+from clip_lens_ext.sparse_clip.train import train_sparse_clip
+from clip_lens_ext.sparse_clip.training_result import SparseCheckpoint, SparseTraining
 
 __all__ = [
     "BesideDense",

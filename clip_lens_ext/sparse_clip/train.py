@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from clip_lens_ext.data import Preprocess, Skipped, image_batches
+from clip_lens_ext.data import Preprocess, image_batches
 from clip_lens_ext.errors import InputError
 from clip_lens_ext.provenance import module_sha256, versions
 from clip_lens_ext.sparse_clip.checks import checked_count
@@ -21,73 +21,17 @@ from clip_lens_ext.sparse_clip.paired_captions import PairedCaptions
 from clip_lens_ext.sparse_clip.pairs import EmbeddedPairs, embed_pairs
 from clip_lens_ext.sparse_clip.processes import Processes
 from clip_lens_ext.sparse_clip.shared_pairs import pairs_of_the_first
-from clip_lens_ext.sparse_clip.store import load_sparse_clip, save_sparse_clip
+from clip_lens_ext.sparse_clip.store import save_sparse_clip
 from clip_lens_ext.sparse_clip.trainer import COLUMNS, Trainer, check_dtypes, trained_part
 from clip_lens_ext.sparse_clip.training_data import HeadData, TowerData, TrainingData
 from clip_lens_ext.sparse_clip.training_folder import TrainingFolder
+from clip_lens_ext.sparse_clip.training_result import SparseCheckpoint, SparseTraining
 from clip_lens_ext.sparse_clip.training_settings import Precision, Trained, TrainingSettings
 from clip_lens_ext.towers.clip import HookedCLIP
 from clip_lens_ext.towers.families.headed import HeadedCLIP
 from clip_lens_ext.towers.from_sparse import put_together
 from clip_lens_ext.towers.identity import tower_sha256
 from clip_lens_ext.towers.sparse_head import SparseHead
-
-
-@dataclass(frozen=True)
-class SparseCheckpoint:
-    """Weights that were kept on the way.
-
-    Attributes:
-        step: steps that were done.
-        share: of the training, in (0, 1].
-        path: folder, for `load_sparse_clip`.
-    """
-
-    step: int
-    share: float
-    path: Path
-
-
-@dataclass(frozen=True, eq=False)
-class SparseTraining:
-    """A training of a Sparse CLIP.
-
-    Attributes:
-        clip: the model after the last step, in evaluation mode.
-        history: for each step its `loss`, mean active features `l0_image` and `l0_text` in a code of the batch, the
-            factor `logit_scale` on the cosines after it, and `lr`.
-        checkpoints: what was kept on the way, ascending; empty without an `output_dir`.
-        n_steps: steps of the whole training; the history is shorter where `stop_after` ended it.
-        skipped: pictures that could not be read.
-        settings: of the training, the seed among them.
-        provenance: the model that it began with, hashes of that and of the data, versions.
-    """
-
-    clip: HookedCLIP
-    history: pd.DataFrame
-    checkpoints: tuple[SparseCheckpoint, ...]
-    n_steps: int
-    skipped: tuple[Skipped, ...]
-    settings: dict[str, Any]
-    provenance: dict[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        """Whether all steps are done."""
-        return len(self.history) == self.n_steps
-
-    def open(self, checkpoint: SparseCheckpoint) -> HookedCLIP:
-        """The model at a checkpoint, on the dense model of `clip`."""
-        return load_sparse_clip(checkpoint.path, dense_clip(self.clip))
-
-    def __repr__(self) -> str:
-        if not len(self.history):
-            return f"SparseTraining(0 of {self.n_steps} steps)"
-        last = self.history.iloc[-1]
-        return (
-            f"SparseTraining({len(self.history)} of {self.n_steps} steps, loss {last.loss:.3f}, L0 {last.l0_image:.1f} "
-            f"of pictures and {last.l0_text:.1f} of texts, {len(self.checkpoints)} checkpoints)"
-        )
 
 
 def train_sparse_clip(

@@ -260,6 +260,35 @@ def test_a_folder_says_what_is_wrong(photos: Path, table: str, asked: dict, word
         read_folder(photos, photos / "other.csv", ["crane", "gear"], progress=False, **asked)
 
 
+def test_names_of_the_archives(photos: Path) -> None:
+    """Without suffix, in subfolders that the table does not name, with spaces, and none that is a pattern."""
+    kept = sorted(path.name for path in photos.glob("[cg]*.png"))
+    labels = [name.rstrip("0123456789.png") for name in kept]
+    for part, name in enumerate(kept):
+        target = photos / f"part_{part % 2}" / name
+        target.parent.mkdir(exist_ok=True)
+        (photos / name).rename(target)
+    stems = [Path(name).stem for name in kept]
+    spaced = [f"{stem} , {label} " for stem, label in zip(stems, labels, strict=True)]
+    (photos / "stems.csv").write_text("\n".join(["file,label ", *spaced]))
+    found = read_folder(photos, photos / "stems.csv", ["crane", "gear"], progress=False)
+    assert sorted(path.name for path in found.files) == sorted(kept)
+    assert found.skipped == ()
+    whole = "\n".join(["file,label", *(f"{name},{label}" for name, label in zip(kept, labels, strict=True))])
+    (photos / "odd.csv").write_text(whole + "\n**,crane\n[a]*,gear\n")
+    found = read_folder(photos, photos / "odd.csv", ["crane", "gear"], progress=False)
+    assert [line.split(":")[0] for line in found.skipped] == ["**", "[a]*"]
+    (photos / "twice.csv").write_text(whole + f"\n{stems[0]},gear\n")
+    with pytest.raises(InputError, match=r"are one picture, .*: a picture has one label"):
+        read_folder(photos, photos / "twice.csv", ["crane", "gear"], progress=False)
+    other = photos / "part_2" / kept[0]
+    other.parent.mkdir()
+    other.write_bytes((photos / "part_0" / kept[0]).read_bytes())
+    found = read_folder(photos, photos / "stems.csv", ["crane", "gear"], progress=False)
+    assert len(found.skipped) == 1
+    assert "several files are called so (part_0/" in found.skipped[0]
+
+
 def test_a_folder_and_a_table_must_be_there(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="no folder"):
         read_folder(photos / "nowhere", photos / "labels.csv", ["crane", "gear"])

@@ -90,18 +90,25 @@ def soft_wpmi(references, terms, k, *, temperature=10.0, weight=1.0, first=0.998
         terms: embeddings.
         k: over how many references the membership falls.
     """
-    joint = []
+    joint, after = [], []  # `after[latent][n]`: the sums over its first n references
     for vectors in references:
         row = [0.0] * len(terms)
+        after.append([list(row)])
         for i, vector in enumerate(vectors):
             logits = [temperature * cosine(vector, term) for term in terms]
             total = math.fsum(math.exp(logit) for logit in logits)
             membership = first - i / k * (first - last)
             for t, logit in enumerate(logits):
                 row[t] += math.log(1 + membership * (math.exp(logit) / total - 1) + floor)
+            after[-1].append(list(row))
         joint.append(row)
-    shares = [math.fsum(math.exp(row[t]) for row in joint) / len(joint) for t in range(len(terms))]
-    return [[row[t] - weight * math.log(shares[t]) for t in range(len(terms))] for row in joint]
+    found = []
+    for row, own in zip(joint, after, strict=True):
+        n = len(own) - 1  # the mean is over the first n references of all latents that have so many
+        others = [sums[n] for sums in after if len(sums) > n]
+        shares = [math.fsum(math.exp(sums[t]) for sums in others) / len(others) for t in range(len(terms))]
+        found.append([row[t] - weight * math.log(shares[t]) for t in range(len(terms))])
+    return found
 
 
 def ranked(scores, n):

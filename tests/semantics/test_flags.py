@@ -104,10 +104,12 @@ def effects(**changes: Any) -> InterventionEffects:
     return InterventionEffects(**(fields | changes))
 
 
-def edited(row: int, column: int, value: float, what: str = "prediction_change") -> InterventionEffects:
+def edited(
+    row: int, column: int, value: float, what: str = "prediction_change", **changes: Any
+) -> InterventionEffects:
     tensor = getattr(effects(), what).clone()
     tensor[row, column] = value
-    return effects(**{what: tensor})
+    return effects(**{what: tensor}, **changes)
 
 
 def cosines(*of_text: float) -> torch.Tensor:
@@ -228,6 +230,31 @@ def test_artifact() -> None:
     spread = sorted(abs(value - middle) for value in values)[3]
     threshold = next(one.threshold for one in flag.evidence if one.name == "rise beyond other prompts")
     assert threshold == pytest.approx(5 * 1.4826 * spread, abs=1e-9)
+
+
+def test_a_prompt_that_names_the_edit_is_no_artifact_of_it() -> None:
+    (flag,) = flagged(interventions=effects()).of("artifact")
+    assert (flag.prompt, flag.subject) == ("a photo of a duck", "sand")
+    subjects = list(effects().subjects)
+    subjects[5] = "duck"
+    assert flagged(interventions=effects(subjects=subjects), min_rise=0.01).of("artifact") == ()
+    # Were "gear" raised more by this edit, which names it, the duck would still be what it raises without naming it.
+    subjects[5] = "gear"
+    (flag,) = flagged(interventions=edited(5, 3, 0.2, subjects=subjects), min_rise=0.01).of("artifact")
+    assert (flag.prompt, flag.subject) == ("a photo of a duck", "gear")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"text_quantile": 90}, "text_quantile is a quantile"), ({"prompt_quantile": -3}, "prompt_quantile"),
+        ({"mixed_quantile": 7}, "mixed_quantile"), ({"control_quantile": float("nan")}, "control_quantile"),
+        ({"min_t": float("nan")}, "min_t is NaN"), ({"min_auroc": float("nan")}, "min_auroc is NaN"),
+    ],
+)  # fmt: skip
+def test_thresholds_that_are_none(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        flagged(senses=senses(), **wrong)
 
 
 def test_an_sae_of_one_token_says_nothing_of_the_place() -> None:

@@ -114,9 +114,21 @@ def test_the_way_through_a_latent_is_what_putting_it_back_takes_away(
 
 def test_prompts_that_hold_the_subject_come_first(effects: InterventionEffects) -> None:
     row = effects.row("draw")
-    assert set(effects.through_prompt[effects.through_row == row].tolist()) == {0, 1}
+    assert set(effects.through_prompt[effects.through_row == row].tolist()) == {0, 1, 2}  # and one that does not
     parts = [part for part, _ in effects.through(row, "a crane").values()]
     assert parts == sorted(parts, reverse=True)
+
+
+def test_prompts_that_hold_the_subject_take_no_place_of_others(
+    clip: HookedCLIP, pixels: Tensor, sae: Any, effects: InterventionEffects
+) -> None:
+    found = measure_interventions(clip, sae, PROMPTS, edits(pixels)[1], n_prompts=1, n_latents=3, progress=False)
+    assert set(found.through_prompt.tolist()) == {0, 1, 2}
+    alone = measure_interventions(clip, sae, PROMPTS, edits(pixels)[0], n_prompts=1, n_latents=3, progress=False)
+    assert set(alone.through_prompt.tolist()) == {int(alone.prediction_change[0].argmax())}
+    for wrong in ({"n_prompts": 0}, {"n_latents": -1}):
+        with pytest.raises(InputError, match="at least 1"):
+            measure_interventions(clip, sae, PROMPTS, edits(pixels), progress=False, **wrong)  # type: ignore[arg-type]
 
 
 def test_an_edit_that_changes_nothing(clip: HookedCLIP, pixels: Tensor, sae: Any) -> None:

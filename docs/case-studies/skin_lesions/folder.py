@@ -92,7 +92,7 @@ def read_folder(
         table: CSV with a row for each picture.
         classes: the two labels that are told apart; the second is the one that a positive score speaks for.
         annotations: columns of 1 and 0 that say what else is on a picture. Only checks read them.
-        file_column: the column of the files, with or without their suffix.
+        file_column: the column of the files, with or without their suffix, and with or without the subfolder.
         label_column: the column of the labels.
         progress: draw a bar.
 
@@ -104,6 +104,7 @@ def read_folder(
         raise InputError(f"two classes are told apart, got {list(classes)}")
     rows = _read_table(folder, table, (file_column, label_column, *annotations))
     files, labels, kept, skipped = [], [], [], []
+    by_name, names = _by_name(folder), dict[Path, str]()
     for number, (name, label) in enumerate(
         tqdm(
             zip(rows[file_column], rows[label_column], strict=True),
@@ -116,11 +117,14 @@ def read_folder(
             skipped.append(f"{name}: its label is {label!r}")
             continue
         try:
-            path = _path(folder, name)
+            path = _path(folder, name, by_name)
             cle.read_image(path)
         except InputError as error:
             skipped.append(f"{name}: {error}")
             continue
+        if (same := path.resolve()) in names:
+            raise InputError(f"{names[same]!r} and {name!r} are one picture, {path}: a picture has one label")
+        names[same] = name
         files.append(path)
         labels.append(classes.index(label))
         kept.append(number)
@@ -145,6 +149,7 @@ def _read_table(folder: Path, table: Path, columns: tuple[str, ...]) -> pd.DataF
         rows = pd.read_csv(table, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the table {str(table)!r}: {error}") from error
+    rows = rows.rename(columns=str.strip).apply(lambda column: column.str.strip())
     for needed in columns:
         if needed not in rows.columns:
             raise InputError(
@@ -159,13 +164,30 @@ def _read_table(folder: Path, table: Path, columns: tuple[str, ...]) -> pd.DataF
     return rows
 
 
-def _path(folder: Path, name: str) -> Path:
-    """The file of a row; tables of the public archives leave the suffix out."""
+def _by_name(folder: Path) -> dict[str, list[Path]]:
+    """The pictures of a folder and its subfolders, by name and by name without suffix."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            for name in (path.name, path.stem):
+                found.setdefault(name, []).append(path)
+    return found
+
+
+def _path(folder: Path, name: str, by_name: dict[str, list[Path]]) -> Path:
+    """The file of a row; tables of the public archives leave out the suffix, and the subfolder.
+
+    Raises:
+        InputError: several files have that name.
+    """
     path = folder / name
-    if path.exists() or not name:
+    if path.is_file() or not name:
         return path
-    found = sorted(other for other in path.parent.glob(f"{path.name}.*") if other.suffix.lower() in IMAGE_SUFFIXES)
-    return found[0] if len(found) == 1 else path
+    found = by_name.get(name) or [one for one in by_name.get(path.name, []) if one.parent == path.parent]
+    if len(found) > 1:
+        there = ", ".join(str(one.relative_to(folder)) for one in found[:3])
+        raise InputError(f"several files are called so ({there}): give the path in the folder, with its suffix")
+    return found[0] if found else path
 
 
 def _flags(name: str, column: pd.Series) -> NDArray[np.int64]:
