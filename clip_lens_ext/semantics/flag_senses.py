@@ -46,7 +46,7 @@ def polysemous_flags(relevance: Relevance, senses: PictureSenses, *, n_latents: 
     for place, name in enumerate(senses.names):
         prompt, two = senses.prompts[place], float(senses.bimodality[place])
         row = relevance.number(prompt)
-        if row is None or two < threshold:
+        if row is None or not two >= threshold:  # NaN: too few pictures to tell
             continue
         for group in (0, 1):
             sided = senses.latent_t[place] * (1 if group else -1)

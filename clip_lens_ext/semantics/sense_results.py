@@ -26,7 +26,7 @@ class PictureSenses:
         group: 0 for a picture of the larger group, 1 for the smaller one, `[text n]`.
         separation: share of the spread that the two groups explain, `[text]`.
         bimodality: that share along the line between the groups, of pictures that had no part in the line, `[text]`.
-            2/pi for one normal cloud, 1 for two points.
+            2/pi for one normal cloud, 1 for two points, NaN where the pictures are too few to tell.
         latent_t: Welch's t of each latent between the groups, positive where it is more active on the smaller one,
             `[text d_sae]`.
         chance_t: greatest absolute t of any latent between random groups of the same sizes, `[text]`; infinite where
@@ -85,9 +85,11 @@ class PictureSenses:
     def bimodality_threshold(self, quantile: float = 0.05) -> float:
         """From where a prompt's pictures are two groups: a low quantile of the bimodality of two prompts mixed.
 
-        At 0.05, nineteen of twenty pairs of prompts pass it, as a word of two meanings should.
+        At 0.05, nineteen of twenty pairs of prompts pass it, as a word of two meanings should. Infinite where no pair
+        had pictures enough.
         """
-        return float(self.mixed_bimodality.quantile(quantile))
+        known = self.mixed_bimodality[~self.mixed_bimodality.isnan()]
+        return float(known.quantile(quantile)) if len(known) else float("inf")
 
     @property
     def cosine_threshold(self) -> float:

@@ -129,7 +129,7 @@ def bimodality(points: Tensor, group: Tensor, within: Tensor, *, seed: int, n_sp
         n_splits: random halves.
 
     Returns:
-        In [0, 1]; 0 where no half has two pictures of each group.
+        In [0, 1]; NaN where no half has two pictures of each group, which says nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -140,7 +140,7 @@ def bimodality(points: Tensor, group: Tensor, within: Tensor, *, seed: int, n_sp
             if min(map(len, sides)) >= 2:
                 line = torch.linalg.solve(within, sides[1].mean(dim=0) - sides[0].mean(dim=0))
                 found.append(_two_means_of_a_line(points[others] @ line))
-    return sum(found) / len(found) if found else 0.0
+    return sum(found) / len(found) if found else float("nan")
 
 
 def _two_means_of_a_line(values: Tensor) -> float:

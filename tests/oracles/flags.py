@@ -107,4 +107,4 @@ def bimodality(points: np.ndarray, group: np.ndarray, within: np.ndarray, seed: 
             rest = min(squares([[v] for v in values[:cut]]) + squares([[v] for v in values[cut:]])
                        for cut in range(1, len(values)))  # fmt: skip
             found.append(1 - rest / squares([[v] for v in values]))
-    return sum(found) / len(found) if found else 0.0
+    return sum(found) / len(found) if found else math.nan

@@ -318,6 +318,16 @@ def test_a_flag_says_how_many_latents_passed() -> None:
             assert {flag.number("latents that pass") for flag in found} == {2}
 
 
+def test_too_few_pictures_tell_no_groups() -> None:
+    unknown = torch.full((6,), float("nan"))
+    few = senses(bimodality=unknown, mixed_bimodality=unknown[:3])
+    assert few.bimodality_threshold() == float("inf")
+    assert not few.to_frame().two_groups.any()
+    assert flagged(senses=few).of("polysemous") == flagged(senses=senses(bimodality=unknown)).of("polysemous") == ()
+    part = senses(mixed_bimodality=torch.tensor([float("nan"), 0.8, 0.8]))
+    assert part.bimodality_threshold() == pytest.approx(0.8)
+
+
 def test_the_latent_that_tells_a_group_best_comes_first() -> None:
     latent_t = senses().latent_t.clone()
     latent_t[0, 6] = -8.0  # 5 and 6 both tell the first group: 5 has the greater share and t, 6 the greater area
