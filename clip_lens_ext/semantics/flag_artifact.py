@@ -45,11 +45,11 @@ def artifact_flags(
 
     For the edits of one kind, `r = change - median over the prompts`; a prompt that names an edit is neither flagged
     for it, nor a rival, nor a control. Needed of a prompt and edit: the prediction rises, `t >= min_t`; no other prompt
-    is raised more by this edit, and this prompt is raised more by no other edit of the kind; and `r` is at least `min_deviations` robust standard deviations of all `r`
-    of the kind, which are the controls: the same edits with shuffled prompts. A kind with fewer than `N_CONTROLS` of
-    them, edits times prompts, or with no spread in them, has no control: it gives no flag, and a warning, unless
-    `min_rise` is given. The latents are those through which the rise goes and which are more active with the edit than
-    without, `t >= min_t`.
+    is raised more by this edit, and this prompt is raised more by no other edit of the kind; and `r` is at least
+    `min_deviations` robust standard deviations of all `r` of the kind, which are the controls: the same edits with
+    shuffled prompts. A kind with fewer than `N_CONTROLS` of them, edits times prompts, or with no spread in them, has
+    no control: it gives no flag, and a warning, unless `min_rise` is given. The latents are those through which the
+    rise goes and which are more active with the edit than without, `t >= min_t`.
 
     Args:
         relevance: shares and expectations.
